@@ -1,0 +1,30 @@
+# `make demo` and `make test` are all a new user needs; both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint slow bench clean
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/univip demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm"
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m "slow and not gpu and not slurm"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,1 @@
+"""YAML only; a package so that an installed copy finds its files."""

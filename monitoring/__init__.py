@@ -1,0 +1,1 @@
+"""What a cluster shows: the journal, the exporter, and the catalogue of metrics."""

@@ -1,0 +1,1 @@
+"""UniVIP: the method and its fault-tolerant training engine."""

@@ -1,0 +1,60 @@
+"""Errors a caller can act on, one class per decision.
+
+    UnivipError
+      + ConfigError              the request is wrong: change it, retrying cannot help
+      + DataError                the photographs or annotations are wrong: change them, retrying cannot help
+      |   + ImageError           one image cannot be used; the run goes on without it
+      + CheckpointError          a checkpoint is missing or damaged
+      + RollbackExhaustedError   the rollback budget is spent: a person must look
+
+Every error is three lines: what is wrong, where, and the command or change that fixes it.
+"""
+
+from __future__ import annotations
+
+
+class UnivipError(Exception):
+    """What, where, fix: printed as three lines, without a traceback."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """The three lines, leaving out the ones that have nothing to say."""
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+class ConfigError(UnivipError):
+    """The request cannot be carried out as it stands."""
+
+
+class DataError(UnivipError):
+    """The photographs, annotations or proposals are not what the run needs."""
+
+
+class ImageError(DataError):
+    """One image cannot be used; callers count it by `reason` and go on.
+
+    Attributes:
+        reason: One of `univip.data.decode.REASONS`; a metric label.
+    """
+
+    def __init__(self, reason: str, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.reason = reason
+
+
+class CheckpointError(UnivipError):
+    """A checkpoint is missing, damaged or not of this run."""
+
+
+class RollbackExhaustedError(UnivipError):
+    """Training went back as often as the budget allows and still met bad values."""
