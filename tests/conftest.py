@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real photographs and annotations beside the checkout; tests that need it skip where it is absent."""
+    """Real photographs and annotations beside the checkout; tests that need them skip without them."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the folder of real photographs is absent")

@@ -1,8 +1,9 @@
 """Schemas of every option of the method and its engine.
 
-Frozen dataclasses with the defaults of the paper; YAML only picks values. A field marked `site()` describes where or how
-fast a run executes, not what it computes: it does not enter the identity of a run (`jobs/config.py`).
-Units are in the names. This module imports nothing heavy: the command line loads it for `--help`.
+Frozen dataclasses with the defaults of the paper; YAML only picks values. A field marked `site()` describes
+where or how fast a run executes, not what it computes: it does not enter the identity of a run
+(`jobs/config.py`). Units are in the names. This module imports nothing heavy: the command line loads it for
+`--help`.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ class ProposalsConfig:
     """Selective search and the two filtered lists (ORL's stage 2, without its topN)."""
 
     mode: SearchMode = SearchMode.fast
-    min_sizes: list[int] = field(default_factory=lambda: [64, 96])  # px; each list is filtered from the raw boxes
+    min_sizes: list[int] = field(
+        default_factory=lambda: [64, 96]
+    )  # px; each list is filtered from the raw boxes
     max_ratio: float = 3.0
     max_iou: float = 0.5
     shard_images: int = site(200)
@@ -190,7 +193,7 @@ class ResilienceConfig:
     max_consecutive_skips: int = 5  # then the state itself is suspected: roll back
     skip_window_steps: int = 8  # data steps before the fault that a rollback jumps over
     max_rollbacks: int = 5
-    max_restarts: int = site(10)  # rounds without progress of `healthy_after_steps`
+    max_restarts: int = site(3)  # rounds in a row that end without a new checkpoint
     collective_timeout_s: float = site(300.0)
 
 

@@ -1,6 +1,7 @@
 """How the engine reports without knowing who listens.
 
-The engine calls `Observer.record(kind, **fields)`; the composition root plugs the journal in. An observer never raises.
+The engine calls `Observer.record(kind, **fields)`; the composition root plugs the journal in. An observer
+never raises.
 """
 
 from __future__ import annotations

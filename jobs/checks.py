@@ -1,0 +1,91 @@
+"""Limits of single values and of values together, checked once, before anything is written or submitted."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any
+
+from jobs.config import Config
+from univip.config import MethodName
+from univip.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Refuse what no run can be made of.
+
+    Raises:
+        ConfigError: Naming the key, its rule and its value; the first that is broken.
+    """
+    for key, rule, holds in [*_single(config), *_together(config)]:
+        if not holds:
+            raise ConfigError(f"`{key}` must be {rule}, but is {_value(config, key)!r}.", fix=f"{key}=...")
+
+
+def _single(config: Config) -> list[tuple[str, str, bool]]:
+    """Key, rule, whether it holds: of one value at a time."""
+    at_least = {
+        0: """data.workers data.max_images proposals.processes optim.base_lr optim.weight_decay
+            optim.warmup_epochs train.max_steps train.threads resilience.max_rollbacks resilience.max_restarts
+            resilience.skip_window_steps evaluate.max_images cluster.gpus_per_node cluster.workers_per_node
+            cluster.mem_gb""",
+        1: """data.max_pixels proposals.max_ratio proposals.shard_images views.num_instances views.trials
+            views.max_draws views.min_overlap views.scene_size views.instance_size model.hidden_dim
+            model.embedding_dim method.sinkhorn_iterations train.global_batch train.max_images_per_rank
+            checkpoint.every_steps checkpoint.keep_last resilience.healthy_after_steps
+            resilience.max_consecutive_skips evaluate.neighbours evaluate.batch monitoring.every_steps
+            cluster.nodes.min cluster.cpus_per_task cluster.shard_cpus cluster.array_parallelism""",
+    }
+    positive = """train.epochs method.cosine_scale method.sinkhorn_epsilon evaluate.temperature
+        resilience.collective_timeout_s cluster.time_h cluster.shard_time_h"""
+    rules = [
+        (key, f"at least {limit}", bool(_value(config, key) >= limit))
+        for limit, keys in at_least.items()
+        for key in keys.split()
+    ]
+    rules += [(key, "greater than 0", _value(config, key) > 0) for key in positive.split()]
+    for key in ("method.momentum", "optim.momentum", "proposals.max_iou"):
+        rules.append((key, "between 0 and 1", 0 <= _value(config, key) <= 1))
+    return rules
+
+
+def _together(config: Config) -> list[tuple[str, str, bool]]:
+    """Key, rule, whether it holds: where the rule is not a number, or depends on another value."""
+    sizes, nodes = config.proposals.min_sizes, config.cluster.nodes
+    name, mode = config.experiment, config.paths.mode
+    return [
+        (
+            "experiment",
+            "letters, digits, `_`, `.` and `-`",
+            re.fullmatch(r"[\w.-]*", name, re.ASCII) is not None,
+        ),
+        ("proposals.min_sizes", "whole numbers of at least 1, rising", bool(sizes) and _rising([0, *sizes])),
+        ("views.min_scale", "greater than 0 and at most 1", 0 < config.views.min_scale <= 1),
+        (
+            "views.min_overlap",
+            f"at least the smallest of `proposals.min_sizes`, {min(sizes, default=0)}",
+            config.method.name is MethodName.byol or config.views.min_overlap >= min(sizes, default=0),
+        ),
+        ("data.split", "a name, or a list of names", _is_split(config.data.split)),
+        ("evaluate.split", "a name, a list of names, or empty", _is_split(config.evaluate.split or "-")),
+        ("monitoring.port", "a port, 0 to 65535", 0 <= config.monitoring.port <= 65535),
+        ("cluster.nodes.max", f"at least `cluster.nodes.min`, {nodes.min}", nodes.max >= nodes.min),
+        ("cluster.signal_delay_s", "from 1 to 65535 seconds", 1 <= config.cluster.signal_delay_s <= 65535),
+        ("paths.mode", "three octal digits, such as 700 or 750", re.fullmatch("[0-7]{3}", mode) is not None),
+    ]
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _rising(numbers: list[int]) -> bool:
+    return all(low < high for low, high in pairwise(numbers))
+
+
+def _is_split(split: Any) -> bool:
+    names = [split] if isinstance(split, str) else split
+    return isinstance(names, list) and bool(names) and all(isinstance(name, str) and name for name in names)

@@ -1,0 +1,179 @@
+"""From what was typed to a checked `Config`: Hydra's overrides over the files of `configs/`.
+
+Hydra finds most mistakes, but names them in its own terms; here every one becomes a `ConfigError` that says
+which key or option was meant. Hydra is loaded when a request is composed, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from enum import EnumType
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import configs
+from jobs.checks import check
+from jobs.config import Config, thawed_schema
+from univip.errors import ConfigError
+
+CONFIGS = Path(configs.__file__).parent
+_PRIMARY = "univip"
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[int]: "a list of whole numbers, such as [64,96]",
+    list[str]: "a list of texts",
+}
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The configuration that `overrides` ask for, complete and checked.
+
+    Args:
+        overrides: Hydra's grammar: `key=value`, `group=option`, `+key=value`.
+
+    Raises:
+        ConfigError: For an unknown key or option, a wrong type or value, or a value that is missing.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    keys = dict(_parse(overrides))
+    ConfigStore.instance().store("schema", thawed_schema())
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = hydra.compose(_PRIMARY, overrides=list(overrides))
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(
+                f"`{missing[0]}` must be given, but is not.",
+                where="the command line",
+                fix=" ".join(f"{key}=..." for key in missing),
+            )
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, keys) from error
+    assert isinstance(config, Config)
+    config = _absolute(config)
+    check(config)
+    return config
+
+
+def groups() -> dict[str, list[str]]:
+    """Options of every configuration group, by group."""
+    return {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(CONFIGS.iterdir())
+        if folder.is_dir() and any(folder.glob("*.yaml"))
+    }
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key that takes a value, with its type."""
+    hints = get_type_hints(schema)
+    for each in fields(schema):
+        hint = hints[each.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from known_keys(hint, f"{prefix}{each.name}.")
+        else:
+            yield prefix + each.name, hint
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> list[str]:
+    """The three valid names most like `wrong`, as a whole or in their last part."""
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, wrong).ratio()
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], wrong.rpartition(".")[2]).ratio()
+        return max(whole, last - 0.1)
+
+    return sorted(valid, key=likeness, reverse=True)[:3]
+
+
+def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Key and written value of each override; refuses what Hydra would take for something else."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    schema = dict(known_keys())
+    sections = {key.partition(".")[0] for key in schema if "." in key}
+    options = groups()
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException as error:
+            key, equals, value = override.partition("=")
+            raise ConfigError(
+                f"`{override}` must be an override such as `train.epochs=200`, but cannot be read as one.",
+                where="the command line",
+                fix=f"\"{key}='{value}'\"" if equals else f"{override}=...",
+            ) from error
+        key, value = parsed.key_or_group, str(parsed.value())
+        if parsed.is_sweep_override():
+            raise ConfigError(
+                f"`{key}` must be one value, but `{override}` lists several.",
+                where="the command line",
+                fix=f"\"{key}='{override.partition('=')[2]}'\" for text with commas, {key}=[...] for a list",
+            )
+        if key in options:
+            if value not in options[key] and value != "None":
+                raise ConfigError(
+                    f"`{key}` must be one of {', '.join(options[key])}, but is `{value}`.",
+                    where="the command line",
+                    fix=f"{key}={nearest(value, options[key])[0]}",
+                )
+        elif key not in schema and not _is_below_a_dict(key, schema):
+            if key in sections:
+                raise ConfigError(
+                    f"`{key}` must be set key by key, but is given `{value}` as a whole.",
+                    where="the command line",
+                    fix=f"{next(name for name in schema if name.startswith(key + '.'))}=...",
+                )
+            near = nearest(key, schema if "." in key else [*options, *schema])
+            raise ConfigError(
+                f"`{key}` must be a known key, but is not; the nearest are {', '.join(near)}.",
+                where="the command line",
+                fix=f"{near[0]}=...",
+            )
+        yield key, value
+
+
+def _is_below_a_dict(key: str, schema: dict[str, Any]) -> bool:
+    return schema.get(key.rpartition(".")[0]) == dict[str, str]
+
+
+def _explain(error: Exception, given: dict[str, str]) -> ConfigError:
+    """What Hydra or OmegaConf refused, in the terms of the schema."""
+    cause = error.__cause__ or error
+    key = str(getattr(cause, "full_key", None) or "").partition("[")[0]  # of a list, not of its element
+    where = "the command line" if key in given else str(CONFIGS)
+    hint = dict(known_keys()).get(key)
+    if hint is None:
+        first = str(error).splitlines()[0]
+        return ConfigError(f"the configuration must compose, but does not: {first}", where=where)
+    quoted = re.search(r"[Vv]alue '(.*?)'", str(cause))
+    value = given.get(key) or (quoted.group(1) if quoted else "?")
+    if isinstance(hint, EnumType):
+        names = [str(name) for name in hint.__members__]
+        what, fix = f"one of {', '.join(names)}", f"{key}={nearest(value, names)[0]}"
+    else:
+        what, fix = _TYPE_NAMES.get(hint, str(hint)), f"{key}=..."
+    return ConfigError(f"`{key}` must be {what}, but is `{value}`.", where=where, fix=fix)
+
+
+def _absolute(config: Config) -> Config:
+    """Paths as the jobs must see them, wherever they start."""
+    return replace(
+        config,
+        data=replace(config.data, root=str(Path(config.data.root).expanduser().absolute())),
+        paths=replace(config.paths, runs=str(Path(config.paths.runs).expanduser().absolute())),
+    )

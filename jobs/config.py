@@ -1,0 +1,231 @@
+"""The whole configuration of a run, and the file in the run directory that holds it.
+
+`Config` puts the sections of `univip.config` and `monitoring.config` beside what only a scheduler needs to
+know: cluster and paths. Sections and fields marked as *site* say where or how a run executes; they may
+change between two attempts and do not enter its identity (`jobs/identity.py`). Torch-free, and OmegaConf is
+loaded only to read or write the file.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from monitoring.config import MonitoringConfig
+from univip.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluateConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    ProposalsConfig,
+    ResilienceConfig,
+    TrainConfig,
+    ViewsConfig,
+    site,
+)
+from univip.errors import ConfigError
+
+T = TypeVar("T")
+FILE_NAME = "config.yaml"
+FILE_FORMAT = 1
+_SITE = {"site": True}
+
+
+class ClusterKind(StrEnum):
+    """Who runs the jobs."""
+
+    local = "local"
+    slurm = "slurm"
+
+
+@dataclass(frozen=True)
+class NodesConfig:
+    """Nodes of one training job: it starts with `min` and may use up to `max`."""
+
+    min: int = 1
+    max: int = 1
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where jobs run and what they ask of the scheduler; empty text and 0 mean: do not ask."""
+
+    kind: ClusterKind = ClusterKind.local
+    nodes: NodesConfig = field(default_factory=NodesConfig)
+    gpus_per_node: int = 8  # asked of SLURM for training and evaluation
+    workers_per_node: int = 0  # training processes on a node; 0 = one per GPU, one if there is none
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    constraint: str = ""
+    time_h: float = 24.0  # of training and evaluation; a longer training is requeued
+    mem_gb: float = 0.0  # per node
+    cpus_per_task: int = 64  # of training and evaluation: one task per node
+    shard_time_h: float = 2.0  # of one element of the proposals array
+    shard_cpus: int = 8
+    array_parallelism: int = 50  # shards that run at once
+    signal_delay_s: int = 120  # warning before the time limit, for a last checkpoint
+    setup: list[str] = field(default_factory=list)  # shell lines before the job, such as `module load cuda`
+    extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, without the dashes
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Where runs are kept."""
+
+    runs: str = "runs"
+    mode: str = "700"  # of run directories, octal
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that can be set; `configs/` picks values, the command line has the last word."""
+
+    experiment: str = site("")  # first part of the run's name; empty = the method's name
+    data: DataConfig = field(default_factory=DataConfig)
+    proposals: ProposalsConfig = field(default_factory=ProposalsConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+    # How a finished backbone is looked at does not make it another backbone.
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata=_SITE)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig, metadata=_SITE)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=_SITE)
+    paths: PathsConfig = field(default_factory=PathsConfig, metadata=_SITE)
+
+
+class RunKind(StrEnum):
+    """What a run directory is for."""
+
+    proposals = "proposals"
+    train = "train"
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What `config.yaml` says about the run itself, in its section `run`.
+
+    Attributes:
+        id: Name of the run and of its directory.
+        fingerprint: Of the image index the run was asked for; the data must still have it.
+        num_images: Usable images of that index.
+        proposals: Id of the run beside this one that holds the index and the boxes; empty where the method
+            needs no boxes, and the index then lies in this run.
+    """
+
+    id: str
+    kind: RunKind
+    fingerprint: str
+    num_images: int
+    proposals: str = ""
+    format: int = FILE_FORMAT
+
+
+def store(config: Config, header: RunHeader, run_dir: Path) -> None:
+    """Write `config.yaml`, whole or not at all."""
+    temporary = run_dir / f".{FILE_NAME}.{os.getpid()}"
+    temporary.write_text(to_yaml(config, header), encoding="utf-8")
+    temporary.replace(run_dir / FILE_NAME)
+
+
+def to_yaml(config: Config, header: RunHeader) -> str:
+    """The text of `config.yaml`."""
+    import yaml
+
+    return str(yaml.safe_dump({"run": _plain(header), **_plain(config)}, sort_keys=False, allow_unicode=True))
+
+
+def load(run_dir: Path) -> Config:
+    """The configuration a run was started with.
+
+    Raises:
+        ConfigError: If there is no such run, or another version of this package wrote it.
+    """
+    return _load(run_dir)[0]
+
+
+def load_header(run_dir: Path) -> RunHeader:
+    """Identity of a run; see `load`."""
+    return _load(run_dir)[1]
+
+
+def data_dir(run_dir: Path) -> Path:
+    """Directory with the image index, and the boxes where the method needs them."""
+    header = load_header(run_dir)
+    return run_dir.parent / header.proposals if header.proposals else run_dir
+
+
+def with_site_of(stored: T, requested: T) -> T:
+    """`stored` with the site fields of `requested`: another cluster or a moved data set, the same run."""
+    changes: dict[str, Any] = {}
+    for each in fields(stored):  # type: ignore[arg-type]
+        old, new = getattr(stored, each.name), getattr(requested, each.name)
+        if each.metadata.get("site"):
+            changes[each.name] = new
+        elif is_dataclass(old):
+            changes[each.name] = with_site_of(old, new)
+    return replace(stored, **changes)  # type: ignore[type-var]
+
+
+def _load(run_dir: Path) -> tuple[Config, RunHeader]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = run_dir / FILE_NAME
+    try:
+        stored = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(stored, dict)
+        header = OmegaConf.merge(OmegaConf.structured(RunHeader), stored.pop("run"))
+        config = OmegaConf.merge(thawed_schema(), stored)
+        found = OmegaConf.to_object(config), OmegaConf.to_object(header)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"`{run_dir}` must hold a {FILE_NAME}, but does not.",
+            where=str(run_dir),
+            fix="univip status  # lists the runs",
+        ) from error
+    except (OmegaConfBaseException, YAMLError, KeyError, AssertionError) as error:
+        raise ConfigError(
+            f"`{FILE_NAME}` must be as this version of univip writes it, but is not: {_first_line(error)}.",
+            where=str(path),
+            fix="use the version named in environment.json beside it",
+        ) from error
+    assert isinstance(found[0], Config)
+    assert isinstance(found[1], RunHeader)
+    return found[0], found[1]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def thawed_schema() -> Any:
+    """`Config` as a typed OmegaConf node that can be merged into; it makes frozen dataclasses read-only."""
+    from omegaconf import DictConfig, OmegaConf
+
+    def thaw(node: DictConfig) -> None:
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            if isinstance(child := node._get_node(key), DictConfig):
+                thaw(child)
+
+    schema = OmegaConf.structured(Config)
+    thaw(schema)
+    return schema
+
+
+def _plain(instance: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts of YAML values; `StrEnum` members become their text."""
+    return asdict(
+        instance, dict_factory=lambda items: {k: str(v) if isinstance(v, StrEnum) else v for k, v in items}
+    )

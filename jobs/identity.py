@@ -1,0 +1,59 @@
+"""Which run a request means: `<experiment>-<hash8>`.
+
+The same request must find the same run after a new release, from another cluster and with the photographs
+moved; so the hash covers the keys whose value differs from the schema's default (a new key with a default
+changes nothing), leaves out everything marked as site, and takes the fingerprint of the image index instead
+of its path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from jobs.config import Config, RunKind
+from univip.config import MethodName
+
+IDENTITY_FORMAT = 1
+
+
+def run_id(config: Config, fingerprint: str, kind: RunKind) -> str:
+    """Name of the run that `config` asks for on the images with this fingerprint."""
+    name = "proposals" if kind is RunKind.proposals else config.experiment or str(config.method.name)
+    return f"{name}-{config_hash(config, fingerprint, kind)[:8]}"
+
+
+def config_hash(config: Config, fingerprint: str, kind: RunKind) -> str:
+    """SHA-256, hexadecimal, of what the run computes."""
+    changed = changed_keys(config)
+    if kind is RunKind.proposals:  # a run of its own, shared by every training on the same boxes
+        changed = {key: value for key, value in changed.items() if key.startswith(("data.", "proposals."))}
+    elif config.method.name is MethodName.byol:
+        changed = {key: value for key, value in changed.items() if not key.startswith("proposals.")}
+    document = {"format": IDENTITY_FORMAT, "kind": str(kind), "fingerprint": fingerprint, "changed": changed}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a configuration whose value differs from the schema's default, without site fields."""
+    changed: dict[str, Any] = {}
+    for each in fields(section):
+        key, value = prefix + each.name, getattr(section, each.name)
+        if each.metadata.get("site"):
+            continue
+        if is_dataclass(value):
+            changed |= changed_keys(value, key + ".")
+        elif value != (each.default_factory() if callable(each.default_factory) else each.default):
+            changed[key] = _canonical(value)
+    return changed
+
+
+def _canonical(value: Any) -> Any:
+    """One spelling for one value: 200.0 as 200, and a list of one split as that split."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list | tuple):
+        return _canonical(value[0]) if len(value) == 1 else [_canonical(item) for item in value]
+    return value

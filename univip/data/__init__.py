@@ -1,0 +1,1 @@
+"""Photographs, their proposals, the sample plan and the views made of them."""

@@ -1,0 +1,277 @@
+"""Which photographs a run uses: ids, paths and sizes, from COCO annotations or from a plain folder.
+
+Standard library only (Pillow where a folder is scanned): `univip submit` scans on the login node, names the
+run after the fingerprint, and must not wait for NumPy or Arrow. The fingerprint covers ids, file names and
+sizes but neither the root nor the folders below it, so a data set that was moved is still the same data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from univip.config import DataConfig, DataFormat
+from univip.errors import ConfigError, DataError, ImageError
+
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+# Headers come one round trip at a time from a network file system; threads overlap the waiting.
+_HEADER_THREADS = 16
+
+
+class Row(NamedTuple):
+    """One usable photograph; `path` is relative to `data.root`, in POSIX form."""
+
+    id: int
+    path: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The photographs of a run.
+
+    Attributes:
+        rows: In the order of the annotation file, or sorted by path for a folder.
+        refused: Relative paths of images that are left out, by one of `univip.data.decode.REASONS`.
+        fingerprint: SHA-256 (hex) over ids, file names and sizes of `rows` in order.
+        exif: Whether sizes and pixels follow the EXIF orientation (folders) or the file as it lies (COCO).
+    """
+
+    rows: list[Row]
+    refused: dict[str, list[str]]
+    fingerprint: str
+    exif: bool
+
+
+def scan(config: DataConfig) -> Scan:
+    """List the photographs that `config` asks for.
+
+    Raises:
+        ConfigError: If `data.split` is not a name or a list of names.
+        DataError: If the root, the annotations or every photograph cannot be used.
+    """
+    root = Path(config.root)
+    if not root.is_dir():
+        raise DataError(
+            f"`data.root` must be an existing folder, but `{root}` is not.",
+            fix="data.root=/path/to/photographs",
+        )
+    is_folder = config.format == DataFormat.folder
+    found = _scan_folder(root, config) if is_folder else _scan_coco(root, config)
+    rows: list[Row] = []
+    refused: dict[str, list[str]] = {}
+    paths: dict[int, str] = {}
+    for row, reason in islice(found, config.max_images or None):
+        if reason:
+            refused.setdefault(reason, []).append(row.path)
+            continue
+        if row.id in paths:
+            raise DataError(
+                f"image ids must be unique over all splits, but {row.id} is there twice.",
+                where=f"{root}: {paths[row.id]} and {row.path}",
+                fix="data.split=NAME with splits that do not overlap",
+            )
+        paths[row.id] = row.path
+        rows.append(row)
+    if not rows:
+        counts = ", ".join(f"{len(names)} {reason}" for reason, names in refused.items()) or "none at all"
+        raise DataError(
+            f"the data set must hold at least one usable photograph, but has {counts}.",
+            where=str(root),
+            fix="data.root= and data.split= of a data set with photographs",
+        )
+    return Scan(rows, refused, fingerprint(rows), exif=is_folder)
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """SHA-256 (hex) over ids, file names and sizes, in order.
+
+    The last part of the path is enough: in a folder the id already covers the whole of it.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        name = row.path.rpartition("/")[2]
+        digest.update(f"{row.id}\0{name}\0{row.width}\0{row.height}\n".encode())
+    return digest.hexdigest()
+
+
+def path_id(path: str) -> int:
+    """Image id of a file in a folder: the first 63 bits of SHA-256 of its relative path."""
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") >> 1
+
+
+def _scan_folder(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
+    """Rows of every photograph below `root`, with the reason where one cannot be used."""
+    from univip.data.decode import read_size
+
+    def read(path: str) -> tuple[Row, str]:
+        try:
+            width, height = read_size(root / path, exif=True, max_pixels=config.max_pixels)
+        except ImageError as error:
+            return Row(0, path, 0, 0), error.reason
+        return Row(path_id(path), path, width, height), ""
+
+    # The slice saves reading headers that nobody asks for.
+    names = sorted(_photographs(root))[: config.max_images or None]
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        yield from pool.map(read, names)
+
+
+def _photographs(root: Path) -> Iterator[str]:
+    """Relative paths of all photographs; follows links to folders, each real folder once."""
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        # In order, so that of two links to one folder the same one counts on every machine.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in files:
+            path = Path(folder, name)
+            if path.suffix.lower() not in PHOTO_SUFFIXES or name.startswith("."):
+                continue
+            relative = path.relative_to(root).as_posix()
+            try:
+                relative.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    "file names must be UTF-8, but one is not.",
+                    where=os.fsencode(path).decode(errors="backslashreplace"),
+                    fix="rename it",
+                ) from error
+            yield relative
+
+
+def _scan_coco(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
+    """Rows of the `images` of every split, with the reason where one cannot be used."""
+    from univip.data.decode import refuses_size
+
+    for split in split_names(config.split):
+        annotations = annotation_file(root, split)
+        entries = _images_of(annotations)
+        if not entries:
+            raise DataError(
+                f"split `{split}` must hold images, but its `images` is empty.",
+                where=str(annotations),
+                fix="data.split=NAME",
+            )
+        rows = [_coco_row(entry, number, annotations) for number, entry in enumerate(entries)]
+        folder = _image_folder(root, split, rows)
+        for row in rows:
+            is_too_large = refuses_size(row.width, row.height, max_pixels=config.max_pixels)
+            path = (PurePosixPath(folder) / row.path).as_posix()
+            yield row._replace(path=path), "too_large" if is_too_large else ""
+
+
+def split_names(split: Any) -> list[str]:
+    """`data.split` as a list of names."""
+    names = [split] if isinstance(split, str) else list(split)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            f"`data.split` must be a split or a list of splits, but is {split!r}.", fix="data.split=train2017"
+        )
+    return names
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    """The JSON file that lists the images of a split."""
+    folders = [root / "annotations", root]
+    for folder in folders:
+        for name in (f"instances_{split}.json", f"image_info_{split}.json"):
+            if (folder / name).is_file():
+                return folder / name
+    there = sorted(path.relative_to(root).as_posix() for folder in folders for path in folder.glob("*.json"))
+    raise DataError(
+        f"split `{split}` must have `instances_{split}.json` or `image_info_{split}.json`, but has neither.",
+        where=f"{root} holds {', '.join(there[:10]) or 'no JSON file'}{' ...' * (len(there) > 10)}",
+        fix="data.split=NAME of a file that exists, or data=folder for photographs without annotations",
+    )
+
+
+def _images_of(path: Path) -> list[Any]:
+    """The `images` list of a COCO file.
+
+    Only the keys up to `images` are parsed: the annotations behind it are most of the file (450 MB for COCO's
+    training split) and no concern of the index.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        images = next((value for key, value in _top_level(text) if key == "images"), None)
+    except ValueError as error:
+        raise DataError(
+            f"annotations must be JSON, but are not: {error}.", where=str(path), fix="fetch the file again"
+        ) from error
+    if not isinstance(images, list):
+        raise DataError(
+            "annotations must be a COCO object with a list `images`, but are not.",
+            where=str(path),
+            fix="data=folder needs no annotations",
+        )
+    return images
+
+
+_KEY = re.compile(r'\s*[{,]\s*(?=")')
+_COLON = re.compile(r"\s*:\s*")
+
+
+def _top_level(text: str) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a JSON object, one at a time; nothing where the text is no object."""
+    decoder = json.JSONDecoder()
+    position = 0
+    while before := _KEY.match(text, position):
+        key, position = decoder.raw_decode(text, before.end())
+        colon = _COLON.match(text, position)
+        if colon is None:
+            raise json.JSONDecodeError("expected `:`", text, position)
+        value, position = decoder.raw_decode(text, colon.end())
+        yield key, value
+
+
+def _coco_row(entry: Any, number: int, annotations: Path) -> Row:
+    """One element of `images`, checked; the path is still the bare `file_name`."""
+    found: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    fields = ("id", "file_name", "width", "height")
+    values: list[Any] = [found.get(field) for field in fields]
+    image_id, name, width, height = values
+    is_coco = (
+        all(type(value) is int for value in (image_id, width, height))
+        and 0 <= image_id < 2**63
+        and min(width, height) > 0
+        and isinstance(name, str)
+        and not PurePosixPath(name).is_absolute()
+        and ".." not in PurePosixPath(name).parts
+    )
+    if not is_coco:
+        raise DataError(
+            "every image must have whole numbers `id`, `width`, `height` and a relative `file_name`, "
+            f"but one has {dict(zip(fields, values, strict=True))}.",
+            where=f"{annotations}, images[{number}]",
+            fix="correct the annotations",
+        )
+    return Row(image_id, name, width, height)
+
+
+def _image_folder(root: Path, split: str, rows: list[Row]) -> str:
+    """The folder, relative to `root`, in which the images of a split lie: the first holding any."""
+    folders = (split, f"images/{split}", "images", "")
+    for row in rows:
+        for folder in folders:
+            if (root / folder / row.path).is_file():
+                return folder
+    raise DataError(
+        f"split `{split}` must hold a photograph that exists, but none of {len(rows)} does.",
+        where=", ".join(str(root / folder) for folder in folders),
+        fix="data.root=/path/to/the/folder/above/annotations",
+    )

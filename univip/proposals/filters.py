@@ -1,0 +1,61 @@
+"""The filter of the proposals: size, shape, and no two boxes alike.
+
+As ORL runs it before matching and UniVIP before training. UniVIP has neither ORL's limit to the first 100
+boxes (`top_n`) nor its promise of at least one box: an image may end with none. Shapes: N boxes in, M boxes
+out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from univip.types import Boxes
+
+
+def filter_boxes(
+    boxes: Boxes, *, min_size_px: int, max_ratio: float, max_iou: float, top_n: int | None = None
+) -> Boxes:
+    """Boxes that are large, not elongated, and unlike every box kept before them.
+
+    Walks the list in order and drops a box if an edge is below `min_size_px`, if one edge is more than
+    `max_ratio` times the other, or if its intersection over union with a kept box exceeds `max_iou`. Equality
+    is kept throughout.
+
+    Args:
+        boxes: int [N, 4] xywh.
+        min_size_px: Smallest edge, at least 1.
+        max_ratio: Longest edge over shortest.
+        max_iou: Largest intersection over union of two kept boxes.
+        top_n: Keep only the first so many; None keeps all.
+
+    Returns:
+        int32 [M, 4] xywh, order kept.
+
+    Raises:
+        ValueError: If `min_size_px` is below 1.
+    """
+    if min_size_px < 1:
+        raise ValueError(f"`min_size_px` must be at least 1, but is {min_size_px}.")
+    w, h = boxes[:, 2], boxes[:, 3]
+    large = boxes[(w >= min_size_px) & (h >= min_size_px)]
+    # Division, not w <= ratio * h: a rounded quotient equals the limit wherever the true one does.
+    ratio = large[:, 2:].max(axis=1) / large[:, 2:].min(axis=1)
+    rest = large[ratio <= max_ratio].astype(np.int64)
+    kept: list[npt.NDArray[np.int64]] = []
+    while len(rest) and len(kept) != top_n:
+        kept.append(rest[0])
+        rest = rest[1:][_iou(rest[0], rest[1:]) <= max_iou]
+    return np.array(kept, dtype=np.int32).reshape(-1, 4)
+
+
+def _iou(box: npt.NDArray[np.int64], boxes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Intersection over union of one box [4] with others [N, 4]; the areas are exact integers."""
+    top_left = np.maximum(box[:2], boxes[:, :2])
+    bottom_right = np.minimum(box[:2] + box[2:], boxes[:, :2] + boxes[:, 2:])
+    intersection = np.maximum(bottom_right - top_left, 0).prod(axis=1)
+    union = box[2] * box[3] + boxes[:, 2] * boxes[:, 3] - intersection
+    return np.asarray(intersection / union)

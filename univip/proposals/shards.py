@@ -1,0 +1,228 @@
+"""Proposals of a data set, shard by shard, and their merge into one store.
+
+A shard is a range of rows of the index, searched by one job; its file appears whole or not at all, so
+whatever ends a job costs at most that shard. A shard counts as finished if its report says it was made from
+the same rows in the same way and its checksum holds; anything else is searched again. The merged store does
+not tell how it was cut: its bytes are the same for any number of shards and processes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import PIL
+import pyarrow as pa
+
+from univip.config import DataConfig, ProposalsConfig
+from univip.data import proposals as store_format
+from univip.data.arrow import replacing
+from univip.data.images import ImageIndex
+from univip.data.proposals import OK, RAW, ProposalStore, column, file_sha256, report_path
+from univip.errors import DataError, UnivipError
+from univip.observe import Observer
+from univip.proposals.pool import SearchResult, SearchSettings, SearchTask, search_images
+from univip.proposals.search import VERSION
+
+STORE_NAME = "proposals.arrow"
+_RECORD_EVERY_S = 2.0
+
+Report = dict[str, Any]
+
+
+class ShardedSearch:
+    """Selective search over all images of an index, cut into shards.
+
+    Every method may be called again at any time and does only what is missing.
+
+    Attributes:
+        shards: Rows of the index that each shard searches.
+        provenance: What decides the boxes: equal provenance and rows give equal boxes in equal order.
+    """
+
+    def __init__(
+        self, index: ImageIndex, data: DataConfig, proposals: ProposalsConfig, run_dir: Path
+    ) -> None:
+        """Shards lie in `run_dir/shards`, the store in `run_dir`; photographs in `data.root`."""
+        self._index = index
+        self._root = Path(data.root)
+        self._processes = proposals.processes
+        self._run_dir = run_dir
+        self._settings = SearchSettings(
+            mode=str(proposals.mode),
+            min_sizes=tuple(proposals.min_sizes),
+            max_ratio=proposals.max_ratio,
+            max_iou=proposals.max_iou,
+            exif=index.exif,
+            max_pixels=data.max_pixels,
+        )
+        step = proposals.shard_images
+        self.shards = [range(start, min(start + step, len(index))) for start in range(0, len(index), step)]
+        self.provenance: dict[str, Any] = {
+            "mode": str(proposals.mode),
+            "min_sizes": list(proposals.min_sizes),
+            "max_ratio": proposals.max_ratio,
+            "max_iou": proposals.max_iou,
+            "fingerprint": index.fingerprint,
+            "exif": index.exif,
+            "search_version": VERSION,
+            "opencv": cv2.__version__,
+            "pillow": PIL.__version__,
+        }
+
+    def run(self, shard: int, observer: Observer) -> Report:
+        """Search the images of one shard and write its file and report.
+
+        Args:
+            shard: Number of the shard, from 0.
+            observer: Receives `proposals` every 2 s and at the end, `image_failed` once per bad image.
+
+        Raises:
+            UnivipError: If a searching process dies.
+        """
+        rows, path = self.shards[shard], self._shard_path(shard)
+        report = self._finished(path, rows)
+        if report is None:
+            path.parent.mkdir(exist_ok=True)
+            start = time.perf_counter()
+            results = self._search(shard, observer)
+            core_seconds = sum(result.seconds for result in results)
+            report = self._finish(
+                path, rows, self._to_rows(rows, results), time.perf_counter() - start, core_seconds
+            )
+        failed = {reason: len(paths) for reason, paths in report["failed"].items()}
+        _record(observer, shard, len(rows), len(rows), report["boxes"][RAW], failed)
+        return report
+
+    def merge(self) -> Report:
+        """Join all shards to one store with its report beside it.
+
+        Returns:
+            The report: images, boxes per list, failed images by reason, images without a box per list,
+            seconds of all shards, provenance, checksum.
+
+        Raises:
+            UnivipError: If shards are unfinished.
+            DataError: If no image at all could be used.
+        """
+        path, everything = self._run_dir / STORE_NAME, range(len(self._index))
+        done = self._finished(path, everything)
+        if done is not None:
+            return done
+        reports = self._finished_shards()
+        stores = [ProposalStore.open(self._shard_path(shard)) for shard in range(len(self.shards))]
+        failed = Counter(
+            reason for report in reports for reason, paths in report["failed"].items() for _ in paths
+        )
+        if failed.total() == len(everything):
+            raise DataError(
+                f"at least one of the {len(everything)} images must be usable, but none is: "
+                f"{', '.join(f'{number} {reason}' for reason, number in failed.items())}.",
+                where=str(self._root),
+                fix="data.root=/path/to/the/photographs",
+            )
+        [rows] = pa.Table.from_batches([store.rows for store in stores]).combine_chunks().to_batches()
+        seconds, core_seconds = (
+            sum(report[name] for report in reports) for name in ("seconds", "core_seconds")
+        )
+        return self._finish(path, everything, rows, seconds, core_seconds)
+
+    def _shard_path(self, shard: int) -> Path:
+        return self._run_dir / "shards" / f"shard-{shard:05d}.arrow"
+
+    def _search(self, shard: int, observer: Observer) -> list[SearchResult]:
+        """Results of a shard in the order of its rows, reporting on the way."""
+        rows, index = self.shards[shard], self._index
+        tasks = []
+        for row in rows:
+            width, height = index.sizes[row].tolist()
+            tasks.append(SearchTask(self._root / index.path(row), int(index.ids[row]), (width, height)))
+        results: dict[int, SearchResult] = {}
+        boxes, failed, recorded = 0, Counter[str](), time.monotonic()
+        # Closed at once when a signal ends the loop; else the pool would search the rest before we may exit.
+        with closing(search_images(tasks, self._settings, processes=self._processes)) as finished:
+            for position, result in finished:
+                results[position] = result
+                boxes += len(result.raw)
+                if result.reason:
+                    failed[result.reason] += 1
+                    image_id, path = tasks[position].image_id, index.path(rows[position])
+                    observer.record("image_failed", image_id=image_id, path=path, reason=result.reason)
+                if time.monotonic() - recorded >= _RECORD_EVERY_S:
+                    recorded = time.monotonic()
+                    _record(observer, shard, len(results), len(rows), boxes, failed)
+        return [results[position] for position in range(len(rows))]
+
+    def _to_rows(self, rows: range, results: Sequence[SearchResult]) -> pa.RecordBatch:
+        lists = {RAW: [result.raw for result in results]}
+        for number, min_size_px in enumerate(self._settings.min_sizes):
+            lists[column(min_size_px)] = [result.filtered[number] for result in results]
+        part = slice(rows.start, rows.stop)
+        statuses = [result.reason or OK for result in results]
+        return store_format.make_rows(self._index.ids[part], self._index.sizes[part], statuses, lists)
+
+    def _finish(
+        self, path: Path, rows: range, boxes: pa.RecordBatch, seconds: float, core_seconds: float
+    ) -> Report:
+        """Write a store, then the report that makes it count as finished."""
+        store_format.write_store(path, boxes, self.provenance)
+        store = ProposalStore.open(path)
+        failed = store.failed()
+        lost = {image_id for ids in failed.values() for image_id in ids}
+        filtered = [column(min_size_px) for min_size_px in store.min_sizes]
+        empty = {name: store.ids[store.counts(name) == 0].tolist() for name in filtered}
+        report = {
+            "rows": [rows.start, rows.stop],
+            "images": len(store),
+            "boxes": {name: int(store.counts(name).sum()) for name in (RAW, *filtered)},
+            "failed": {reason: self._paths(ids) for reason, ids in failed.items()},
+            "without_boxes": {
+                name: self._paths(i for i in ids if i not in lost) for name, ids in empty.items()
+            },
+            "seconds": round(seconds, 3),
+            "core_seconds": round(core_seconds, 3),
+            "provenance": self.provenance,
+            "sha256": file_sha256(path),
+        }
+        with replacing(report_path(path)) as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        return report
+
+    def _finished(self, path: Path, rows: range) -> Report | None:
+        """The report beside `path` if it speaks of these rows, made in this way, and of the file's bytes."""
+        try:
+            report: Report = json.loads(report_path(path).read_text(encoding="utf-8"))
+            is_same = report["rows"] == [rows.start, rows.stop] and report["provenance"] == self.provenance
+            return report if is_same and report["sha256"] == file_sha256(path) else None
+        except (FileNotFoundError, ValueError, KeyError):
+            return None  # Never written, or not by us: the shard is searched again.
+
+    def _finished_shards(self) -> list[Report]:
+        """Reports of all shards, if all are finished."""
+        found = [self._finished(self._shard_path(shard), rows) for shard, rows in enumerate(self.shards)]
+        unfinished = [str(shard) for shard, report in enumerate(found) if report is None]
+        if unfinished:
+            raise UnivipError(
+                f"all {len(found)} shards must be finished before the merge, but {len(unfinished)} are not.",
+                where=f"{self._run_dir}, shard {', '.join(unfinished[:10])}{' ...' * (len(unfinished) > 10)}",
+                fix="submit the same request again: only these are searched",
+            )
+        return [report for report in found if report is not None]
+
+    def _paths(self, image_ids: Iterable[int]) -> list[str]:
+        return [self._index.path(self._index.row(image_id)) for image_id in image_ids]
+
+
+def _record(
+    observer: Observer, shard: int, done: int, images: int, boxes: int, failed: Mapping[str, int]
+) -> None:
+    """Say how far a shard is; numbers are totals of the shard."""
+    observer.record(
+        "proposals", shard=shard, images_done=done, images=images, boxes=boxes, failed=dict(failed)
+    )
