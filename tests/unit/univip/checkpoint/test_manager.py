@@ -1,0 +1,255 @@
+"""Checkpoints exist whole or not at all, and a damaged one is never loaded."""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from univip.checkpoint import layout, writer
+from univip.checkpoint.manager import CheckpointManager, Origin
+from univip.errors import CheckpointError
+
+
+class Numbers:
+    """A training state of two tensors."""
+
+    def __init__(self, data_step: int = 0) -> None:
+        self.data_step = data_step
+        self.step = data_step
+        self.values = {"a": torch.full((3, 2), float(data_step)), "b": torch.arange(5, dtype=torch.bfloat16)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.values
+
+    def facts(self) -> dict[str, object]:
+        return {"data_step": self.data_step}
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+        self.values = tensors
+        assert isinstance(facts["data_step"], int)
+        self.data_step = facts["data_step"]
+
+
+class Events:
+    """Keeps what the manager reports."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def record(self, kind: str, **fields: object) -> None:
+        self.events.append((kind, fields))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., CheckpointManager]:
+    def manager(*steps: int, keep_last: int = 3) -> CheckpointManager:
+        made = CheckpointManager(tmp_path / "checkpoints", keep_last=keep_last, observer=Events())
+        for step in steps:
+            made.save(Numbers(step), Origin(), wait=True)
+        return made
+
+    return manager
+
+
+def test_a_state_comes_back_bit_for_bit(make: Callable[..., CheckpointManager]) -> None:
+    manager = make(7)
+    state = Numbers()
+
+    found = manager.restore(state)
+
+    assert found is not None
+    assert found.data_step == state.data_step == 7
+    assert torch.equal(state.values["a"], torch.full((3, 2), 7.0))
+    assert state.values["b"].dtype is torch.bfloat16
+
+
+def test_later_changes_of_the_state_do_not_reach_a_checkpoint_being_written(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager, state = make(), Numbers(4)
+
+    manager.save(state, Origin())
+    state.values["a"].fill_(-1.0)
+    manager.wait()
+    manager.load(4, state)
+
+    assert torch.equal(state.values["a"], torch.full((3, 2), 4.0))
+
+
+def test_the_manifest_lists_every_file_and_tensor(make: Callable[..., CheckpointManager]) -> None:
+    manager = make(7)
+
+    manifest = json.loads((manager.path(7) / layout.MANIFEST).read_text())
+
+    entry = manifest["files"][layout.TENSORS]
+    assert entry["size_bytes"] == (manager.path(7) / layout.TENSORS).stat().st_size
+    assert entry["tensors"]["b"] == {"dtype": "BF16", "shape": [5]}
+    assert (manager.directory / layout.LATEST).read_text() == "step-000000007"
+
+
+@pytest.mark.parametrize("name", [layout.TENSORS, layout.MANIFEST])
+def test_damage_at_any_byte_is_noticed_and_the_older_checkpoint_used(
+    make: Callable[..., CheckpointManager], name: str
+) -> None:
+    manager = make(1, 2)
+    path = manager.path(2) / name
+    whole = path.read_bytes()
+    offsets = range(0, len(whole), max(1, len(whole) // 60))
+    for offset in offsets:
+        flipped = bytearray(whole)
+        flipped[offset] ^= 0x10
+        path.write_bytes(flipped)
+        found = manager.newest_good()
+        assert found is not None
+        if name == layout.TENSORS:
+            assert found.data_step == 1
+        for length in (offset,):
+            path.write_bytes(whole[:length])
+            found = manager.newest_good()
+            assert found is not None
+            assert found.data_step == 1
+            assert list(found.passed_over) == [2]
+
+
+def test_a_missing_tensor_file_is_passed_over(make: Callable[..., CheckpointManager]) -> None:
+    manager = make(1, 2)
+    (manager.path(2) / layout.TENSORS).unlink()
+
+    found = manager.newest_good()
+
+    assert found is not None
+    assert found.data_step == 1
+
+
+def test_no_good_checkpoint_at_all_is_an_error_not_a_fresh_start(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager = make(1)
+    (manager.path(1) / layout.TENSORS).write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        manager.newest_good()
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_is_reported(
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = make(1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "save_file", full)
+    manager.save(Numbers(2), Origin())
+    manager.wait()
+
+    assert layout.data_steps(manager.directory) == [1]
+    assert not list(manager.directory.glob(f"{layout.TEMPORARY_PREFIX}*"))
+    assert isinstance(manager.observer, Events)
+    kind, fields = manager.observer.events[-1]
+    assert (kind, fields["outcome"]) == ("checkpoint", "failure")
+    with pytest.raises(CheckpointError, match="No space left"):
+        manager.save(Numbers(2), Origin(), wait=True)
+
+
+def test_a_write_that_the_system_cuts_off_leaves_no_checkpoint(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager, state = make(1), Numbers(2)
+    state.values["a"] = torch.zeros(100_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    try:
+        with pytest.raises(CheckpointError, match="could not be written"):
+            manager.save(state, Origin(), wait=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert layout.data_steps(manager.directory) == [1]
+    assert not list(manager.directory.glob(f"{layout.TEMPORARY_PREFIX}*"))
+
+
+def test_an_owner_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path / "checkpoints", still_owner=lambda: False)
+
+    with pytest.raises(CheckpointError, match="a newer attempt owns this run"):
+        manager.save(Numbers(1), Origin(), wait=True)
+
+    assert layout.data_steps(manager.directory) == []
+
+
+def test_pruning_keeps_the_last_two_healthy_and_the_oldest_on_probation(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager = make(keep_last=2)
+    for step in range(1, 9):
+        manager.save(Numbers(step), Origin(), wait=True)
+        if step in (1, 2, 3):
+            manager.mark_healthy(step)
+
+    # Of the healthy 1, 2, 3 the newest two stay; 4 is the next to become healthy; 7 and 8 are the last two.
+    assert layout.data_steps(manager.directory) == [2, 3, 4, 7, 8]
+
+
+def test_abandoned_checkpoints_cannot_be_resumed_but_can_be_looked_at(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager = make(1, 2, 3)
+
+    manager.abandon([2, 3], "rollback-001")
+
+    assert manager.latest() == 1
+    assert (manager.directory / layout.LATEST).read_text() == "step-000000001"
+    layout.verify(manager.directory / layout.ABANDONED / "rollback-001" / "step-000000003")
+
+
+def test_a_data_step_can_be_written_again_after_its_checkpoint_was_abandoned_twice(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager = make(1, 2)
+    manager.abandon([2], "damaged")
+    manager.save(Numbers(2), Origin(), wait=True)
+    manager.abandon([2], "damaged")
+
+    names = sorted(path.name for path in (manager.directory / layout.ABANDONED / "damaged").iterdir())
+    assert names == ["step-000000002", "step-000000002.2"]
+
+
+def test_leftovers_of_interrupted_writes_are_never_seen_and_can_be_cleared(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager = make(1)
+    leftover = manager.directory / f"{layout.TEMPORARY_PREFIX}step-000000002-x"
+    leftover.mkdir()
+    (leftover / layout.TENSORS).write_bytes(b"half")
+
+    found = manager.newest_good()
+    manager.clear_temporary()
+
+    assert found is not None
+    assert found.data_step == 1
+    assert not leftover.exists()
+
+
+def test_the_digest_depends_on_names_shapes_and_bytes_and_on_nothing_else(tmp_path: Path) -> None:
+    def digest(name: str, tensors: dict[str, Tensor]) -> str:
+        manager = CheckpointManager(tmp_path / name)
+        state = Numbers(1)
+        state.values = tensors
+        manager.save(state, Origin(line=len(name)), wait=True)
+        return layout.digest(manager.path(1))
+
+    base = digest("base", {"a": torch.arange(6.0), "b": torch.ones(2)})
+
+    assert digest("same", {"b": torch.ones(2), "a": torch.arange(6.0)}) == base
+    assert digest("shape", {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}) != base
+    assert digest("name", {"c": torch.arange(6.0), "b": torch.ones(2)}) != base
+    assert digest("bytes", {"a": torch.arange(6.0), "b": torch.ones(2) + 1e-7}) != base

@@ -1,0 +1,340 @@
+"""The trainer on synthetic views in one process: skip, rollback, resume, and what the ledger steers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from univip.checkpoint import layout
+from univip.checkpoint.manager import CheckpointManager, Origin
+from univip.config import (
+    Backbone,
+    CheckpointConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    ResilienceConfig,
+    ViewsConfig,
+)
+from univip.engine.distributed import Group
+from univip.engine.state import TrainState
+from univip.engine.step import StepSettings
+from univip.engine.trainer import Ending, Loaded, Plan, Totals, Trainer
+from univip.errors import RollbackExhaustedError
+from univip.methods.build import make_method
+from univip.optim.groups import make_optimizer
+from univip.resilience.faults import PlantedFaults
+from univip.resilience.guard import Guard, Verdict
+from univip.resilience.ledger import Ledger
+from univip.types import Views
+
+TARGET = 12
+IMAGES = 6
+
+
+class Killed(BaseException):
+    """Stands for a death that nothing may catch."""
+
+
+class Events:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, object]]] = []
+
+    def record(self, kind: str, **fields: object) -> None:
+        self.events.append((kind, fields))
+
+    def of(self, kind: str) -> list[dict[str, object]]:
+        return [fields for name, fields in self.events if name == kind]
+
+
+def views_of(data_step: int) -> Views:
+    generator = torch.Generator().manual_seed(data_step)
+    scenes = torch.randn(IMAGES, 2, 3, 32, 32, generator=generator)
+    instances = torch.randn(2, IMAGES, 2, 3, 16, 16, generator=generator)
+    has_instances = torch.arange(IMAGES) != data_step % IMAGES
+    return Views(scenes, instances[0], instances[1], has_instances)
+
+
+def batches(*, die_at: int = -1) -> Callable[[Iterable[int]], Generator[Loaded, None, None]]:
+    def stream(data_steps: Iterable[int]) -> Generator[Loaded, None, None]:
+        for data_step in data_steps:
+            if data_step == die_at:
+                raise Killed
+            yield Loaded(data_step, [lambda step=data_step: views_of(step)], {"too_small": 1})
+
+    return stream
+
+
+def make_trainer(
+    run_dir: Path,
+    *,
+    plant: str = "",
+    die_at: int = -1,
+    every_steps: int = 2,
+    stop_requested: Callable[[], bool] = lambda: False,
+    max_rollbacks: int = 3,
+    max_consecutive_skips: int = 2,
+    skip_window_steps: int = 2,
+    healthy_after_steps: int = 2,
+    events: Events | None = None,
+) -> Trainer:
+    torch.manual_seed(0)
+    method = make_method(
+        MethodConfig(),
+        ModelConfig(backbone=Backbone.tiny, hidden_dim=16, embedding_dim=8),
+        ViewsConfig(num_instances=2),
+    )
+    events = events or Events()
+    state = TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(max_consecutive_skips))
+    return Trainer(
+        state,
+        Plan(TARGET, lambda _: 0.05, lambda _: 0.9, IMAGES, micro_batches=1, every_steps=2),
+        batches(die_at=die_at),
+        StepSettings(IMAGES, Precision.fp32, PlantedFaults(plant, markers=run_dir / "planted")),
+        group=Group(),
+        manager=CheckpointManager(run_dir / "checkpoints", observer=events),
+        ledger=Ledger(run_dir / "ledger.jsonl"),
+        checkpoint=CheckpointConfig(every_steps=every_steps),
+        resilience=ResilienceConfig(
+            healthy_after_steps=healthy_after_steps,
+            max_consecutive_skips=max_consecutive_skips,
+            skip_window_steps=skip_window_steps,
+            max_rollbacks=max_rollbacks,
+        ),
+        observer=events,
+        stop_requested=stop_requested,
+        origin=Origin(),
+        totals=Totals(),
+    )
+
+
+def digest(run_dir: Path) -> str:
+    manager = CheckpointManager(run_dir / "checkpoints")
+    assert manager.latest() == TARGET
+    return layout.digest(manager.path(TARGET))
+
+
+def test_a_run_ends_at_its_target_with_a_checkpoint_there(tmp_path: Path) -> None:
+    events = Events()
+
+    ending = make_trainer(tmp_path, events=events).run()
+
+    assert ending is Ending.DONE
+    assert CheckpointManager(tmp_path / "checkpoints").verify(TARGET).step == TARGET
+    last = events.of("step")[-1]
+    assert (last["data_step"], last["images"]) == (TARGET, TARGET * IMAGES)
+    assert last["counts"] == {"too_small": TARGET}
+
+
+def test_training_changes_the_weights_and_the_loss_is_finite(tmp_path: Path) -> None:
+    events = Events()
+    trainer = make_trainer(tmp_path, events=events)
+    before = {name: value.clone() for name, value in trainer.state.tensors().items()}
+
+    trainer.run()
+
+    changed = [
+        name
+        for name, value in trainer.state.tensors().items()
+        if name in before and not torch.equal(value, before[name])
+    ]
+    assert {name.split(".")[0] for name in changed} == {"online", "target"}
+    for record in events.of("step"):
+        assert isinstance(record["loss"], float)
+        assert record["loss_min"] <= record["loss"] <= record["loss_max"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("die_at", range(0, TARGET, 3))
+def test_a_run_that_dies_and_resumes_ends_with_the_digest_of_one_that_did_not(
+    tmp_path: Path, die_at: int
+) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    make_trainer(tmp_path / "whole").run()
+
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "cut", die_at=die_at).run()
+    make_trainer(tmp_path / "cut").run()
+
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("place", ["activation", "loss", "gradient"])
+def test_after_a_skip_every_tensor_has_the_bytes_it_had_before(tmp_path: Path, place: str) -> None:
+    trainer = make_trainer(tmp_path, plant=f"nan:{place}@5")
+    before: dict[str, Tensor] = {}
+    step = trainer._step
+    verdicts = []
+
+    def watched() -> object:
+        before.clear()
+        before.update({name: value.clone() for name, value in trainer.state.tensors().items()})
+        phase = step()
+        assert trainer._report is not None
+        verdicts.append(trainer._report.judgement.verdict)
+        if verdicts[-1] is Verdict.skip:
+            after = trainer.state.tensors()
+            assert set(after) == set(before)
+            for name, value in after.items():
+                assert value.numpy().tobytes() == before[name].numpy().tobytes(), name
+        return phase
+
+    trainer._step = watched  # type: ignore[method-assign, assignment]
+    trainer.run()
+
+    assert verdicts.count(Verdict.skip) == 1
+    assert trainer.state.step == TARGET - 1
+    records = [record for record in Ledger(tmp_path / "ledger.jsonl").read() if record["kind"] == "skip"]
+    assert [(record["data_step"], record["where"]) for record in records] == [
+        (5, "gradient" if place == "gradient" else "loss")
+    ]
+
+
+def test_a_rollback_ends_like_a_run_that_jumped_over_the_window_from_the_start(tmp_path: Path) -> None:
+    (tmp_path / "rolled").mkdir()
+    (tmp_path / "jumped").mkdir()
+    Ledger(tmp_path / "jumped" / "ledger.jsonl").append(
+        "rollback", target=0, at=7, window=[6, 8], where="", reason=""
+    )
+    events = Events()
+
+    make_trainer(tmp_path / "rolled", plant="nan:parameter@7", events=events).run()
+    make_trainer(tmp_path / "jumped").run()
+
+    assert digest(tmp_path / "rolled") == digest(tmp_path / "jumped")
+    (rollback,) = events.of("rollback")
+    # Checkpoints lie at 0, 2, 4, 6; the newest with two good steps after it is 4.
+    assert (rollback["target"], rollback["window_start"], rollback["window_stop"]) == (4, 6, 8)
+    assert rollback["steps_discarded"] == 3
+
+
+def test_after_a_rollback_nothing_of_the_abandoned_future_can_be_resumed(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, plant="nan:parameter@7")
+    roll_back = trainer._roll_back
+    left: list[int] = []
+
+    def watched() -> object:
+        phase = roll_back()
+        left.extend(layout.data_steps(tmp_path / "checkpoints"))
+        return phase
+
+    trainer._roll_back = watched  # type: ignore[method-assign, assignment]
+    trainer.run()
+
+    assert max(left) == 4
+    abandoned = tmp_path / "checkpoints" / "abandoned" / "rollback-001"
+    assert [path.name for path in abandoned.iterdir()] == ["step-000000006"]
+
+
+def test_a_death_between_decision_and_act_is_made_good_at_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "rolled").mkdir()
+    make_trainer(tmp_path / "rolled", plant="nan:parameter@7").run()
+    trainer = make_trainer(tmp_path / "cut", plant="nan:parameter@7")
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    trainer.manager.abandon = lambda steps, why: die() if why.startswith("rollback") and steps else None  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        trainer.run()
+    assert layout.data_steps(tmp_path / "cut" / "checkpoints")[-1] == 6
+    make_trainer(tmp_path / "cut").run()
+
+    assert digest(tmp_path / "cut") == digest(tmp_path / "rolled")
+
+
+def test_too_many_rollbacks_stop_the_run_with_the_cause_and_what_to_do(tmp_path: Path) -> None:
+    plant = "nan:parameter@3,nan:parameter@5,nan:parameter@9"
+
+    with pytest.raises(RollbackExhaustedError) as caught:
+        make_trainer(tmp_path, plant=plant, max_rollbacks=2).run()
+
+    assert "2 rollbacks are allowed" in str(caught.value)
+    assert "fix:" in str(caught.value)
+
+
+def test_skips_in_a_row_suspect_the_state_and_roll_back(tmp_path: Path) -> None:
+    events = Events()
+
+    make_trainer(
+        tmp_path, plant="nan:loss@5,nan:loss@6,nan:loss@7", max_consecutive_skips=2, events=events
+    ).run()
+
+    assert len(events.of("skip")) == 2
+    assert [fields["window_stop"] for fields in events.of("rollback")] == [8]
+
+
+def test_a_stop_request_ends_with_a_checkpoint_and_resumes_to_the_same_digest(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
+    make_trainer(tmp_path / "whole").run()
+    asked = iter([False] * 5 + [True])
+
+    ending = make_trainer(tmp_path / "stopped", every_steps=100, stop_requested=lambda: next(asked)).run()
+
+    assert ending is Ending.STOPPED
+    assert CheckpointManager(tmp_path / "stopped" / "checkpoints").latest() == 6
+    assert make_trainer(tmp_path / "stopped").run() is Ending.DONE
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_its_place_taken_again(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    make_trainer(tmp_path / "whole").run()
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "cut", die_at=9).run()
+    newest = CheckpointManager(tmp_path / "cut" / "checkpoints")
+    (newest.path(8) / layout.TENSORS).write_bytes(b"garbage")
+    events = Events()
+
+    make_trainer(tmp_path / "cut", events=events).run()
+
+    assert [fields["checkpoint"] for fields in events.of("corruption")] == ["step-000000008"]
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    newest.verify(8)
+    assert (newest.directory / "abandoned" / "damaged" / "step-000000008").is_dir()
+
+
+def test_training_goes_on_when_a_checkpoint_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = Events()
+    trainer = make_trainer(tmp_path, events=events)
+    write = trainer.manager._write
+
+    def full_at_four(tensors: dict[str, Tensor], manifest: layout.Manifest, blocked_s: float) -> None:
+        with monkeypatch.context() as patch:
+            if manifest.data_step == 4:
+                patch.setattr(
+                    "univip.checkpoint.writer.save_file",
+                    lambda *_: (_ for _ in ()).throw(OSError(28, "full")),
+                )
+            write(tensors, manifest, blocked_s)
+
+    trainer.manager._write = full_at_four  # type: ignore[method-assign]
+    assert trainer.run() is Ending.DONE
+
+    outcomes = {fields["data_step"]: fields["outcome"] for fields in events.of("checkpoint")}
+    assert outcomes[4] == "failure"
+    assert outcomes[2] == outcomes[TARGET] == "success"
+
+
+def test_a_planted_fault_happens_once_in_the_life_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        make_trainer(tmp_path, plant="nan:loss@1", die_at=2, every_steps=100).run()
+    events = Events()
+
+    make_trainer(tmp_path, plant="nan:loss@1", events=events).run()
+
+    assert events.of("skip") == []
+    # The ledger remembers the skip: the batch is jumped over although it would be good now.
+    assert json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[1])["data_step"] == 1
+    assert CheckpointManager(tmp_path / "checkpoints").verify(TARGET).step == TARGET - 1

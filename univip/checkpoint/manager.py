@@ -1,0 +1,291 @@
+"""Which checkpoints exist, which one to resume from, and writing the next in the background.
+
+The step loop is blocked only while tensors are copied to host memory; one thread writes. A write that fails -
+a full disk - is reported and training goes on from the state in memory with the older checkpoints intact.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from univip.checkpoint import layout, writer
+from univip.checkpoint.layout import Manifest
+from univip.errors import CheckpointError
+from univip.observe import NullObserver, Observer
+
+
+class Snapshot(Protocol):
+    """What a checkpoint holds: named tensors and JSON facts."""
+
+    data_step: int
+    step: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that must survive, by name."""
+        ...
+
+    def facts(self) -> dict[str, object]:
+        """Everything else that must survive."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+        """Take both back."""
+        ...
+
+
+class Found(NamedTuple):
+    """The checkpoint to resume from, and those that were passed over with the reason."""
+
+    data_step: int
+    passed_over: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a manifest says about where it was written."""
+
+    world_size: int = 1
+    config_hash: str = ""
+    line: int = 0
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+def _always() -> bool:
+    return True
+
+
+class CheckpointManager:
+    """The checkpoints of one run.
+
+    Args:
+        directory: The `checkpoints/` folder; made when the first checkpoint is written.
+        keep_last: How many to keep besides the newest two healthy ones.
+        still_owner: False once a newer attempt owns the run.
+        observer: Told about every write, failure, and damaged checkpoint.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep_last: int = 3,
+        still_owner: Callable[[], bool] = _always,
+        observer: Observer | None = None,
+    ) -> None:
+        self.directory = directory
+        self.keep_last = keep_last
+        self.still_owner = still_owner
+        self.observer = observer or NullObserver()
+        self.last_success = (
+            0,
+            0.0,
+        )  # data step and Unix time of the newest durable checkpoint of this process
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def path(self, data_step: int) -> Path:
+        """Directory of the checkpoint at a data step."""
+        return self.directory / layout.name_of(data_step)
+
+    def latest(self) -> int | None:
+        """Data step of the newest checkpoint, None if there is none."""
+        return max(layout.data_steps(self.directory), default=None)
+
+    def is_healthy(self, data_step: int) -> bool:
+        """Whether enough good steps followed it."""
+        return (self.path(data_step) / layout.HEALTHY).exists()
+
+    def verify(self, data_step: int) -> Manifest:
+        """Check every byte of one checkpoint.
+
+        Raises:
+            CheckpointError: If anything differs from its manifest.
+        """
+        return layout.verify(self.path(data_step))
+
+    def newest_good(self, *, healthy_only: bool = False, at_most: int | None = None) -> Found | None:
+        """The newest checkpoint whose every byte is right; damaged ones are reported and passed over."""
+        passed_over: dict[int, str] = {}
+        for data_step in reversed(layout.data_steps(self.directory)):
+            if (healthy_only and not self.is_healthy(data_step)) or (
+                at_most is not None and data_step > at_most
+            ):
+                continue
+            try:
+                self.verify(data_step)
+            except CheckpointError as error:
+                passed_over[data_step] = error.what
+                self.observer.record(
+                    "corruption", data_step=data_step, checkpoint=layout.name_of(data_step), what=error.what
+                )
+            else:
+                return Found(data_step, passed_over)
+        if passed_over:
+            raise CheckpointError(
+                f"every checkpoint is damaged: {', '.join(layout.name_of(step) for step in passed_over)}",
+                where=str(self.directory),
+                fix="restore one from a backup, or start a new run with another `train.seed=`",
+            )
+        return None
+
+    def load(self, data_step: int, state: Snapshot) -> Manifest:
+        """Put one checkpoint into a training state; checksums are `newest_good`'s work.
+
+        Raises:
+            CheckpointError: If its tensors are not those of this state.
+        """
+        checkpoint = self.path(data_step)
+        manifest = layout.read_manifest(checkpoint)
+        state.load(load_file(str(checkpoint / layout.TENSORS)), manifest.facts)
+        return manifest
+
+    def restore(self, state: Snapshot) -> Found | None:
+        """Load the newest good checkpoint, if there is any."""
+        found = self.newest_good()
+        if found:
+            self.load(found.data_step, state)
+        return found
+
+    def save(self, state: Snapshot, origin: Origin, *, wait: bool = False) -> float:
+        """Copy the state to host memory and write it in the background.
+
+        Args:
+            state: Read before this returns; may change afterwards.
+            origin: For the manifest.
+            wait: Return only when it is durable, and raise if it cannot be.
+
+        Returns:
+            Seconds the caller was blocked, waiting for the previous write included.
+        """
+        start = time.perf_counter()
+        self.wait()
+        tensors = {name: _to_host(tensor) for name, tensor in state.tensors().items()}
+        manifest = Manifest(
+            format=layout.FORMAT,
+            data_step=state.data_step,
+            step=state.step,
+            world_size=origin.world_size,
+            config_hash=origin.config_hash,
+            line=origin.line,
+            versions=dict(origin.versions),
+            facts=state.facts(),
+            files={},
+        )
+        blocked_s = time.perf_counter() - start
+        self._error = None
+        self._thread = threading.Thread(
+            target=self._write, args=(tensors, manifest, blocked_s), name="checkpoint-writer", daemon=True
+        )
+        self._thread.start()
+        if wait:
+            self.wait()
+            if self._error is not None:
+                raise CheckpointError(
+                    f"the checkpoint could not be written: {self._error}",
+                    where=str(self.directory),
+                    fix="free space on this file system, then resume the run",
+                ) from self._error
+        return blocked_s
+
+    def wait(self) -> None:
+        """Wait for the write in progress."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, tensors: dict[str, Tensor], manifest: Manifest, blocked_s: float) -> None:
+        start = time.perf_counter()
+        try:
+            size_bytes = writer.write(self.directory, tensors, manifest, still_owner=self.still_owner)
+            self.prune()
+        except (OSError, CheckpointError) as error:
+            self._error = error
+            self.observer.record(
+                "checkpoint",
+                data_step=manifest.data_step,
+                outcome="failure",
+                what=str(error),
+                blocked_s=blocked_s,
+                background_s=time.perf_counter() - start,
+            )
+            return
+        self.last_success = (manifest.data_step, time.time())
+        self.observer.record(
+            "checkpoint",
+            data_step=manifest.data_step,
+            outcome="success",
+            bytes=size_bytes,
+            blocked_s=blocked_s,
+            background_s=time.perf_counter() - start,
+        )
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is in progress."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def mark_healthy(self, data_step: int) -> bool:
+        """Make a checkpoint a target of rollbacks; False if it does not exist (yet)."""
+        if not self.path(data_step).is_dir():
+            return False
+        writer.write_text(self.path(data_step) / layout.HEALTHY, "")
+        return True
+
+    def abandon(self, data_steps: list[int], why: str) -> None:
+        """Move checkpoints out of reach of every resume, keeping them for a look."""
+        if not data_steps:
+            return
+        target = self.directory / layout.ABANDONED / why
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for data_step in data_steps:
+            self.path(data_step).rename(_free_name(target / layout.name_of(data_step)))
+        writer.sync(self.directory)
+        newest = self.latest()
+        if newest is not None:
+            writer.write_text(self.directory / layout.LATEST, layout.name_of(newest))
+
+    def prune(self) -> None:
+        """Delete all but the last `keep_last`, the newest two healthy ones, and the next to become healthy.
+
+        The last of these matters where checkpoints come faster than health: were the oldest one on probation
+        deleted, none would ever become a target of rollbacks.
+        """
+        steps = layout.data_steps(self.directory)
+        healthy = [step for step in steps if self.is_healthy(step)][-2:]
+        unproven = [step for step in steps if step > max(healthy, default=-1)]
+        kept = {*steps[-self.keep_last :], *healthy, *unproven[:1]}
+        for data_step in steps:
+            if data_step not in kept:
+                # Renamed first: a half-deleted checkpoint must not look like a damaged one.
+                doomed = self.directory / f"{layout.TEMPORARY_PREFIX}pruned-{data_step}"
+                self.path(data_step).rename(doomed)
+                shutil.rmtree(doomed)
+
+    def clear_temporary(self) -> None:
+        """Remove what interrupted writes left behind; only the owner of the run may call this."""
+        for path in self.directory.glob(f"{layout.TEMPORARY_PREFIX}*"):
+            shutil.rmtree(path)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy in host memory, independent of the original."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+
+
+def _free_name(path: Path) -> Path:
+    """The path itself, or the first `path.N` that is free."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
+    return candidate

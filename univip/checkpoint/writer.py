@@ -1,0 +1,100 @@
+"""Writing one checkpoint so that it exists whole or not at all.
+
+Order matters: tensors, fsync; manifest, fsync; directory, fsync; rename; parent, fsync. A kill or a full disk
+at any point leaves either the previous checkpoints alone or one more whole one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from univip.checkpoint import layout
+from univip.checkpoint.layout import FileEntry, Manifest
+from univip.errors import CheckpointError
+
+
+def write(
+    directory: Path, tensors: Mapping[str, Tensor], manifest: Manifest, *, still_owner: Callable[[], bool]
+) -> int:
+    """Write one checkpoint and point `latest` at it.
+
+    Args:
+        directory: The `checkpoints/` folder.
+        tensors: Contiguous host tensors, none sharing storage.
+        manifest: Everything else; its `files` is filled in here.
+        still_owner: Asked just before the rename: False if a newer attempt or round owns the run.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+        CheckpointError: If this process no longer owns the run, or the checkpoint exists already.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    name = layout.name_of(manifest.data_step)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{layout.TEMPORARY_PREFIX}{name}-", dir=directory))
+    try:
+        path = temporary / layout.TENSORS
+        _save_tensors(tensors, path)
+        size_bytes, sha256 = layout.checksum(path)
+        header, _ = layout.tensor_header(path)
+        described = {key: {"dtype": entry["dtype"], "shape": entry["shape"]} for key, entry in header.items()}
+        complete = replace(manifest, files={layout.TENSORS: FileEntry(size_bytes, sha256, described)})
+        with (temporary / layout.MANIFEST).open("w", encoding="utf-8") as file:
+            file.write(complete.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        sync(path)
+        sync(temporary)
+        if not still_owner():
+            raise CheckpointError(
+                "a newer attempt owns this run; this one writes no more checkpoints", where=str(directory)
+            )
+        if (directory / name).exists():
+            raise CheckpointError("the checkpoint exists already", where=str(directory / name))
+        temporary.rename(directory / name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(directory)
+    write_text(directory / layout.LATEST, name)
+    return size_bytes
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write the tensor file; the library reports a full disk as an error class of its own."""
+    try:
+        save_file(dict(tensors), str(path))
+    except OSError:
+        raise
+    except Exception as error:  # safetensors wraps the system's error in SafetensorError, without its number
+        raise OSError(f"{path}: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small text file, whole or not at all, durably."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

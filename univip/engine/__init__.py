@@ -1,0 +1,1 @@
+"""The training engine: state, step, and the state machine around them."""

@@ -1,0 +1,105 @@
+"""Everything that must survive, and nothing else.
+
+All randomness is keyed by data step and image, so no generator state is here; counters for people live in the
+journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from univip.errors import CheckpointError
+from univip.resilience.guard import Guard
+from univip.types import Method
+
+
+@dataclass
+class TrainState:
+    """Networks, optimizer and position; what a checkpoint holds.
+
+    Attributes:
+        data_step: The next position of the sample plan.
+        step: Optimizer steps applied on the way here.
+    """
+
+    method: Method
+    optimizer: Optimizer
+    guard: Guard
+    data_step: int = 0
+    step: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name: `online.*`, `target.*`, `optimizer.<slot>.*`."""
+        tensors = dict(self._network_tensors())
+        for name, parameter in self.method.online.named_parameters():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{slot}.{name}"] = value
+        return tensors
+
+    def facts(self) -> dict[str, object]:
+        """The part that is not tensors."""
+        return {
+            "data_step": self.data_step,
+            "step": self.step,
+            "consecutive_skips": self.guard.consecutive_skips,
+        }
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
+        """Become the state that was saved.
+
+        Raises:
+            CheckpointError: If names or shapes are not those of this model; nothing is changed then.
+        """
+        networks = dict(self._network_tensors())
+        saved_networks = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
+        parameters = dict(self.method.online.named_parameters())
+        slots = [name.split(".", 2) for name in tensors if name.startswith("optimizer.")]
+        wrong = sorted(set(networks) ^ set(saved_networks)) + sorted(
+            name for _, _, name in slots if name not in parameters
+        )
+        wrong += [
+            name
+            for name, value in saved_networks.items()
+            if name in networks and networks[name].shape != value.shape
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"the checkpoint is of another model: {len(wrong)} tensors differ, such as `{wrong[0]}`",
+                fix="resume with the configuration that the run was started with",
+            )
+        with torch.no_grad():
+            for name, value in saved_networks.items():
+                networks[name].copy_(value)
+        self.optimizer.state.clear()
+        for _, slot, name in slots:
+            parameter = parameters[name]
+            value = tensors[f"optimizer.{slot}.{name}"].to(parameter.device)
+            self.optimizer.state[parameter][slot] = value
+        self.data_step = _integer(facts, "data_step")
+        self.step = _integer(facts, "step")
+        self.guard.consecutive_skips = _integer(facts, "consecutive_skips")
+
+    def is_finite(self) -> Tensor:
+        """Whether every floating-point value of the state is finite: a scalar on the device, no host sync."""
+        values = [value for value in self.tensors().values() if value.is_floating_point()]
+        # A norm is not finite if any element is not; one fused kernel per dtype and device instead of one per
+        # tensor.
+        return torch.isfinite(torch.stack(torch._foreach_norm(values, ord=float("inf")))).all()
+
+    def _network_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for side, module in (("online", self.method.online), ("target", self.method.target)):
+            for name, value in module.state_dict().items():
+                yield f"{side}.{name}", value
+
+
+def _integer(facts: dict[str, object], name: str) -> int:
+    value = facts.get(name)
+    if not isinstance(value, int):
+        raise CheckpointError(f"`{name}` of the manifest must be an integer, but is {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Losses, per image: cosine regression and optimal transport between instances."""

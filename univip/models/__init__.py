@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, the momentum target and synchronised batch normalisation."""

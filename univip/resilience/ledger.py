@@ -1,0 +1,125 @@
+"""The ledger: the few facts that steer a run, never lossy, never rewound.
+
+Training state goes back at a rollback; the ledger does not. Each record is fsynced before the act it
+announces, so a run killed between the two finds the decision at its next start and carries it out. Only rank
+0 of the owning attempt writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from univip.errors import DataError
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """One decision to go back.
+
+    Attributes:
+        target: Data step of the checkpoint returned to.
+        at: Data step after which the state was found bad.
+        window: Data steps [start, stop) that will not be trained on.
+    """
+
+    target: int
+    at: int
+    window: tuple[int, int]
+
+
+@dataclass
+class Decisions:
+    """The ledger as the trainer needs it."""
+
+    skipped: set[int] = field(default_factory=set)  # data steps whose batch changed nothing
+    rollbacks: list[Rollback] = field(default_factory=list)
+
+    @property
+    def line(self) -> int:
+        """How often the run turned back; checkpoints carry it."""
+        return len(self.rollbacks)
+
+    def is_jumped(self, data_step: int) -> bool:
+        """Whether a data step must not be trained on any more."""
+        return data_step in self.skipped or any(
+            rollback.window[0] <= data_step < rollback.window[1] for rollback in self.rollbacks
+        )
+
+    def abandoned(self, checkpoints: dict[int, int]) -> list[int]:
+        """Checkpoints of futures the run turned away from.
+
+        Args:
+            checkpoints: Data step to the `line` of its manifest.
+
+        Returns:
+            Data steps of those written before a rollback whose target lies before them.
+        """
+        return [
+            data_step
+            for data_step, line in checkpoints.items()
+            if any(
+                number >= line and data_step > rollback.target
+                for number, rollback in enumerate(self.rollbacks)
+            )
+        ]
+
+
+class Ledger:
+    """`ledger.jsonl` of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Write one record and wait until it is on the disk."""
+        record = {"v": 1, "kind": kind, "time": time.time(), **fields}
+        line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                # A record cut off by a crash announces an act that never happened: its line is closed and
+                # stays unreadable.
+                line = "\n" + line
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Every whole record in order.
+
+        Raises:
+            DataError: If a line in the middle is damaged other than by being cut off.
+        """
+        if not self.path.exists():
+            return
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if line.startswith("{") and not line.endswith("}"):
+                    continue  # cut off by a crash
+                raise DataError(
+                    "a record of the ledger cannot be read",
+                    where=f"{self.path}, line {number}",
+                    fix="restore the file from a backup, or remove that line after reading it",
+                ) from None
+            yield record
+
+    def decisions(self) -> Decisions:
+        """What the records mean for training."""
+        decisions = Decisions()
+        for record in self.read():
+            if record["kind"] == "skip":
+                decisions.skipped.add(record["data_step"])
+            elif record["kind"] == "rollback":
+                start, stop = record["window"]
+                decisions.rollbacks.append(Rollback(record["target"], record["at"], (start, stop)))
+        return decisions
