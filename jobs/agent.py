@@ -1,0 +1,145 @@
+"""The training job on one node: an elastic agent that starts rounds of workers and decides after each.
+
+torch's elastic agent forms the process group and notices a dead worker; it restarts nothing by itself. Every
+worker leaves an outcome file, and the loop here decides from those: 76 and 77 end the job, 75 asks for a
+requeue, anything else is a new round, on a budget that refills whenever a round made progress. Workers are
+forked from a server that has torch loaded already, so a new round costs a fraction of a second instead of an
+import.
+
+SIGTERM and SIGUSR2 make a `stop` file that rank 0 watches: the workers write a checkpoint and end with 75.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+from jobs.attempts import STOP_FILE, Attempt
+from jobs.config import Config
+from jobs.outcomes import Cause, ExitCode, Outcome
+from monitoring.journal import Journal
+from univip.checkpoint import layout
+
+
+def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
+    """Run rounds of workers until the training is done or cannot go on."""
+    # Loaded here so that neither the first exception the agent logs nor a restart pays for it.
+    import torch._dynamo  # noqa: F401
+
+    # The agent's shared store keeps addresses of dead workers across rounds (pytorch#167288).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Its tracebacks are of its own waiting; what went wrong stands in the outcome files.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "jobs.worker"])
+    attempt_dir = attempt.directory(run_dir)
+    _stop_on_signals(attempt_dir)
+    node = os.environ.get("SLURM_NODEID", "0")
+    journal = Journal(run_dir, attempt=attempt.number, source=f"agent{node}")
+    journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
+    restarts_left = config.resilience.max_restarts
+    number = 0
+    try:
+        while True:
+            before = _newest_checkpoint(run_dir)
+            outcome = _run_round(config, run_dir, attempt, number)
+            if outcome.exit_code != ExitCode.CRASH:
+                return outcome
+            restarts_left = (
+                config.resilience.max_restarts if _newest_checkpoint(run_dir) > before else restarts_left - 1
+            )
+            if restarts_left < 0:
+                return Outcome(
+                    ExitCode.EXHAUSTED,
+                    outcome.cause,
+                    f"{config.resilience.max_restarts + 1} rounds ended without a new checkpoint; the last: "
+                    f"{outcome.message}",
+                )
+            if (attempt_dir / STOP_FILE).exists():
+                return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
+            number += 1
+            if node == "0":  # every node sees the same failure
+                journal.record("restart", cause=outcome.cause.value, message=outcome.message)
+    finally:
+        journal.close()
+
+
+def _run_round(config: Config, run_dir: Path, attempt: Attempt, number: int) -> Outcome:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from jobs import worker
+
+    directory = attempt.round_directory(run_dir, number)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    launch = LaunchConfig(
+        min_nodes=config.cluster.nodes.min,
+        max_nodes=config.cluster.nodes.max,
+        nproc_per_node=_workers_per_node(config),
+        run_id=f"{run_dir.name}.{attempt.number}.{number}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=_rendezvous_endpoint(),
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="forkserver",
+        signals_to_handle="SIGQUIT",
+    )
+    try:
+        elastic_launch(launch, worker.main)(str(run_dir), attempt, number)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _judge(directory, f"rank {rank} ended with exit code {failure.exitcode}", failure.exitcode)
+    return _judge(directory, "", 0)
+
+
+def _judge(directory: Path, failure: str, exit_code: int) -> Outcome:
+    """One outcome for the round, from the files of its workers; the most decided one rules."""
+    outcomes = [outcome for path in sorted(directory.glob("rank-*.json")) if (outcome := Outcome.load(path))]
+    for code in (ExitCode.REFUSED, ExitCode.EXHAUSTED):
+        for outcome in outcomes:
+            if outcome.exit_code == code:
+                return outcome
+    if failure:
+        crashes = [outcome for outcome in outcomes if outcome.exit_code == ExitCode.CRASH]
+        own = [outcome for outcome in crashes if outcome.cause != Cause.LOST_PEER]
+        # A rank that was killed leaves no file; the others then fail for want of it.
+        cause = own[0].cause if own else Cause.KILLED if exit_code < 0 or crashes else Cause.CRASH
+        return Outcome(ExitCode.CRASH, cause, "; ".join([failure, *(outcome.message for outcome in own)]))
+    for outcome in outcomes:
+        if outcome.exit_code == ExitCode.REQUEUE:
+            return outcome
+    return Outcome(ExitCode.DONE)
+
+
+def _workers_per_node(config: Config) -> int:
+    import torch
+
+    return config.cluster.workers_per_node or torch.cuda.device_count() or 1
+
+
+def _rendezvous_endpoint() -> str:
+    """The first node of the allocation hosts the rendezvous; without SLURM this machine, on a free port."""
+    job_id = os.environ.get("SLURM_JOB_ID", "")
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    if not job_id or not nodes:
+        return "localhost:0"
+    from submitit.slurm.slurm import _parse_node_list
+
+    # A port of its own for every job and requeue: a store that lingers must not answer for the next.
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return f"{_parse_node_list(nodes)[0]}:{20_000 + (int(job_id) * 7 + restart) % 20_000}"
+
+
+def _newest_checkpoint(run_dir: Path) -> int:
+    return max(layout.data_steps(run_dir / "checkpoints"), default=-1)
+
+
+def _stop_on_signals(attempt_dir: Path) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        (attempt_dir / STOP_FILE).touch()
+
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, stop)

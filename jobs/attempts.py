@@ -1,0 +1,154 @@
+"""Attempts: one execution of a run, fenced by a number.
+
+An attempt exists once its filled folder was renamed to `attempts/NNNN`, which succeeds for one process only;
+its `attempt.json` says who owns it. A run is *running* while the owner of one of its attempts lives, judged
+by host, pid and the start time of that pid - never by the age of a file, which lies on network file systems
+and after a suspended laptop. Torch-free: `univip status` reads the same files.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jobs.outcomes import write_json
+from univip.errors import UnivipError
+
+# Made in the attempt's folder by the agent or by `univip cancel`; rank 0 looks for it.
+STOP_FILE = "stop"
+
+
+class RunBusyError(UnivipError):
+    """Another process owns this run."""
+
+
+@dataclass
+class Attempt:
+    """One execution of one stage of a run; `attempt.json` is this object.
+
+    Attributes:
+        number: 1, 2, ... within the run directory.
+        start_ticks: Start time of `pid` in clock ticks since boot; tells a reused pid from the owner.
+        exit_code: None while it runs, or where it died without a word.
+        cause: One of `jobs.outcomes.Cause`, once it ended.
+    """
+
+    number: int
+    stage: str
+    host: str
+    pid: int
+    start_ticks: int
+    slurm_job_id: str
+    started: float
+    ended: float | None = None
+    exit_code: int | None = None
+    cause: str = ""
+
+    def directory(self, run_dir: Path) -> Path:
+        """Folder of this attempt's outcome files and logs."""
+        return run_dir / "attempts" / f"{self.number:04d}"
+
+    def round_directory(self, run_dir: Path, number: int) -> Path:
+        """Where the workers of one round leave their outcomes and output."""
+        return self.directory(run_dir) / f"round-{number:02d}"
+
+    def save(self, run_dir: Path) -> None:
+        """Write `attempt.json`, whole or not at all."""
+        write_json(self.directory(run_dir) / "attempt.json", asdict(self))
+
+    def is_alive(self) -> bool:
+        """Whether its owner lives; said of every owner on another host, where only SLURM could tell."""
+        if self.ended is not None:
+            return False
+        if self.host != socket.gethostname():
+            return True
+        return start_ticks(self.pid) == self.start_ticks
+
+
+def start_ticks(pid: int) -> int:
+    """Start time of a process in clock ticks since boot, 0 if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    # The second field is the command in parentheses and may hold spaces; the state is the first field after
+    # it.
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def read_attempts(run_dir: Path) -> list[Attempt]:
+    """Every attempt of a run in order; one whose file is not written yet is left out."""
+    attempts = []
+    for path in sorted((run_dir / "attempts").glob("[0-9]*/attempt.json")):
+        attempts.append(Attempt(**json.loads(path.read_text(encoding="utf-8"))))
+    return attempts
+
+
+def living_attempts(run_dir: Path) -> list[Attempt]:
+    """Attempts whose owner lives."""
+    return [attempt for attempt in read_attempts(run_dir) if attempt.is_alive()]
+
+
+@contextmanager
+def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[Attempt]:
+    """Open the next attempt of a run and write how it ended.
+
+    Args:
+        run_dir: The run directory.
+        stage: Kind of work, such as `train`.
+        exclusive: Refuse while another attempt lives. Elements of an array are not exclusive.
+
+    Raises:
+        RunBusyError: If the run has a living owner.
+    """
+    (run_dir / "attempts").mkdir(mode=0o700, exist_ok=True)
+    mine = _claim(run_dir, stage)
+    if exclusive:
+        others = [other for other in living_attempts(run_dir) if other.number < mine.number]
+        if others:
+            mine.ended, mine.exit_code, mine.cause = time.time(), 5, "refused"
+            mine.save(run_dir)
+            raise RunBusyError(
+                f"run `{run_dir.name}` is already running: process {others[0].pid} on {others[0].host}",
+                where=str(others[0].directory(run_dir)),
+                fix=f"univip cancel {run_dir.name}",
+            )
+    try:
+        yield mine
+    finally:
+        mine.ended = time.time()
+        mine.save(run_dir)
+
+
+def _claim(run_dir: Path, stage: str) -> Attempt:
+    """Take the next free number: renaming a filled folder onto it succeeds for one process only."""
+    folder = run_dir / "attempts"
+    mine = Attempt(
+        number=0,
+        stage=stage,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        start_ticks=start_ticks(os.getpid()),
+        slurm_job_id=os.environ.get("SLURM_JOB_ID", ""),
+        started=time.time(),
+    )
+    claim = Path(tempfile.mkdtemp(prefix=".claim-", dir=folder))
+    while True:
+        mine.number = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+        write_json(claim / "attempt.json", asdict(mine))
+        try:
+            claim.rename(mine.directory(run_dir))
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return mine

@@ -1,0 +1,153 @@
+"""The one door into every job: a kind of work and a run directory, both text.
+
+`run_job` is all that submitit pickles, and `python -m jobs.base KIND RUN_DIR` is the same for the local
+supervisor. Everything else is read from the run directory at every start, so a job needs no state of the
+process that submitted it. What a kind imports is loaded when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from jobs.attempts import Attempt, RunBusyError, attempt
+from jobs.config import Config, RunHeader, load, load_header
+from jobs.outcomes import Cause, ExitCode, Outcome
+from jobs.requests import CANCELLED_FILE
+from monitoring.journal import Journal
+from univip.errors import UnivipError
+
+_PARENT_POLL_S = 1.0
+
+
+class _Stopped(BaseException):
+    """A signal asked this process to stop; what it did is kept, and it is to be started again."""
+
+
+def run_job(kind: str, run_dir: str) -> int:
+    """Do one kind of work on a run.
+
+    Args:
+        kind: `local` (supervise a whole request), prepare, shards, `shard:N`, merge, train or evaluate.
+        run_dir: The run directory.
+
+    Returns:
+        One of `jobs.outcomes.ExitCode`.
+    """
+    # Before any child starts: submitit ignores SIGTERM and answers SIGUSR2 with a requeue of its own.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _stop)
+    if kind == "local":
+        from jobs.local import supervise
+
+        return supervise(Path(run_dir))
+    try:
+        with attempt(Path(run_dir), kind, exclusive=not kind.startswith("shard:")) as mine:
+            outcome = _attempted(kind, Path(run_dir), mine)
+            mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
+    except RunBusyError as error:
+        outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
+    if outcome.message:
+        sys.stderr.write(outcome.message + "\n")
+    return outcome.exit_code
+
+
+def run_slurm_job(kind: str, run_dir: str) -> None:
+    """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue."""
+    code = run_job(kind, run_dir)
+    is_first = os.environ.get("SLURM_PROCID", "0") == "0"
+    if code == ExitCode.REQUEUE and is_first and not (Path(run_dir) / CANCELLED_FILE).exists():
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
+    if code != ExitCode.DONE:
+        raise SystemExit(code)
+
+
+def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
+    """The outcome of the work, whatever happens in it."""
+    try:
+        if kind == "train":
+            from jobs.agent import train
+
+            return train(load(run_dir), run_dir, mine)
+        with Journal(run_dir, attempt=mine.number, source=kind.replace(":", "")) as journal:
+            _work(kind, run_dir, mine, journal)
+    except _Stopped:
+        return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop")
+    except Exception as error:  # noqa: BLE001 - the outcome says what it was
+        if not isinstance(error, UnivipError):
+            traceback.print_exc()
+        return Outcome.of_error(error)
+    return Outcome(ExitCode.DONE)
+
+
+def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:
+    """Everything but training, told to the journal."""
+    config, header = load(run_dir), load_header(run_dir)
+    stage = "evaluate" if kind == "evaluate" else "proposals"
+    method = str(config.method.name)
+    run = {
+        "experiment": config.experiment or method,
+        "method": method,
+        "config_hash": header.id[-8:],
+        "num_images": header.num_images,
+    }
+    journal.record("attempt", host=mine.host, slurm_job_id=mine.slurm_job_id, stage=stage)
+    journal.record("run", state="evaluating" if stage == "evaluate" else "proposals", **run)
+    try:
+        if kind == "evaluate":
+            from jobs.evaluate import evaluate
+
+            evaluate(config, run_dir, journal)
+        else:
+            _make_boxes(kind, config, header, run_dir, journal)
+    except BaseException as error:
+        journal.record("run", state="stopped" if isinstance(error, _Stopped) else "failed", **run)
+        raise
+    if kind in ("evaluate", "merge"):
+        journal.record("run", state="done", **run)
+
+
+def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, journal: Journal) -> None:
+    from jobs import proposals
+
+    if kind == "prepare":
+        proposals.prepare(config, run_dir, expected_fingerprint=header.fingerprint)
+    elif kind == "merge":
+        proposals.merge(config, run_dir)
+    else:
+        _, _, shard = kind.partition(":")
+        everything = range(proposals.num_shards(config, run_dir))
+        for number in [int(shard)] if shard else everything:
+            journal.record("shard", shard=number, state="running")
+            proposals.run_shard(config, run_dir, number, journal)
+            journal.record("shard", shard=number, state="done")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGUSR2):  # a second one must not cut the clean-up short
+        signal.signal(each, signal.SIG_IGN)
+    raise _Stopped
+
+
+def _stop_without_parent() -> None:
+    """Ask this process to stop once its parent is gone: nobody would see how it ends."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    _stop_without_parent()
+    raise SystemExit(run_job(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,194 @@
+"""The local supervisor: runs the stages of one request on this machine, without a scheduler.
+
+One detached process per request. It owns the run by a file lock that the kernel gives back when it dies,
+runs one stage after the other as child processes, starts a stage again that asks for it (75), stops at the
+first that fails, and writes all it knows to `supervisor.json`; `status`, `logs` and `cancel` need only that
+file and a signal: SIGTERM asks the stage to save its state and stop, SIGINT kills it, and both end the
+chain.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from jobs.attempts import start_ticks
+from jobs.outcomes import Cause, ExitCode, Outcome, write_json
+from jobs.requests import SUPERVISOR_FILE, VISIBLE_GPUS, Request, Stage
+
+_POLL_S = 0.2
+_HEARTBEAT_S = 2.0
+_REQUEUE_PAUSE_S = 1.0
+_LOCK_FILE = "supervisor.lock"
+
+
+@dataclass
+class StageState:
+    """How far a stage is: waiting, running, done, failed or cancelled."""
+
+    kind: str
+    run: str
+    state: str = "waiting"
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+    cause: str = ""
+
+
+def supervise(run_dir: Path) -> int:
+    """Run the stages of `request.json` that are not done yet.
+
+    Returns:
+        0 if every stage is done, else the exit code of the one that is not; `BUSY` if another
+        supervisor owns the run.
+    """
+    request = Request.load(run_dir)
+    if request is None:
+        raise FileNotFoundError(f"{run_dir} holds no request.json")
+    with ExitStack() as held:
+        if not _lock(run_dir, held):
+            sys.stderr.write(f"run `{run_dir.name}` has a supervisor already\n")
+            return ExitCode.BUSY
+        return _Supervisor(run_dir, request).run()
+
+
+class _Supervisor:
+    def __init__(self, run_dir: Path, request: Request) -> None:
+        self._run_dir = run_dir
+        self._request = request
+        self._stages = [StageState(stage.kind, stage.run) for stage in request.stages]
+        self._outcome = ""
+        self._is_cancelled = False
+        self._is_killing = False
+        self._last_heartbeat = 0.0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._cancel)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+
+    def run(self) -> int:
+        code = int(ExitCode.DONE)
+        self._publish()
+        try:
+            for stage, state in zip(self._request.stages, self._stages, strict=True):
+                with ExitStack() as held:
+                    if stage.run != self._run_dir.name:
+                        self._wait_for(stage, held)
+                    if not self._is_cancelled:
+                        code = self._run_stage(stage, state)
+                if self._is_cancelled or code != ExitCode.DONE:
+                    break
+            self._outcome = (
+                "cancelled" if self._is_cancelled else "done" if code == ExitCode.DONE else "failed"
+            )
+        except BaseException:
+            self._outcome = "failed"
+            raise
+        finally:
+            self._publish()
+        return code
+
+    def _wait_for(self, stage: Stage, held: ExitStack) -> None:
+        """Own the run of `stage` too, as soon as another request that works on it is through."""
+        while not self._is_cancelled and not _lock(self._run_dir.parent / stage.run, held):
+            self._beat()
+            time.sleep(_POLL_S)
+
+    def _run_stage(self, stage: Stage, state: StageState) -> int:
+        """Run one stage until it is done, fails or is cancelled; done already counts as done."""
+        state.state, state.started = "running", time.time()
+        self._publish(stage.run)
+        code = int(ExitCode.REQUEUE)
+        if stage.is_done(self._run_dir.parent):
+            code = ExitCode.DONE
+        while code == ExitCode.REQUEUE and not self._is_cancelled:
+            if state.exit_code is not None:
+                time.sleep(_REQUEUE_PAUSE_S)
+            code = state.exit_code = self._run_child(stage)
+        state.ended, state.exit_code = time.time(), code
+        if self._is_cancelled and code != ExitCode.DONE:
+            state.state, state.cause = "cancelled", Cause.CANCELLED
+        else:
+            state.state = "done" if code == ExitCode.DONE else "failed"
+            state.cause = Outcome.of_exit(code).cause
+        self._publish(stage.run)
+        return code
+
+    def _run_child(self, stage: Stage) -> int:
+        run_dir = self._run_dir.parent / stage.run
+        (run_dir / "logs").mkdir(exist_ok=True)
+        with (run_dir / "logs" / f"{stage.kind}.log").open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "jobs.base", stage.kind, str(run_dir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,  # so that it can be killed with everything it started
+            )
+        is_told = False
+        while True:
+            # Looked at on every turn: a cancellation may have come before the child did.
+            if self._is_killing:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            elif self._is_cancelled and not is_told:
+                child.terminate()
+                is_told = True
+            try:
+                return child.wait(timeout=_POLL_S)
+            except subprocess.TimeoutExpired:
+                self._beat()
+
+    def _cancel(self, number: int, frame: FrameType | None) -> None:
+        self._is_cancelled = True
+        self._is_killing = self._is_killing or number == signal.SIGINT
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._last_heartbeat >= _HEARTBEAT_S:
+            self._publish()
+
+    def _publish(self, run: str = "") -> None:
+        """Write `supervisor.json` in the run asked for, and in `run`."""
+        self._last_heartbeat = time.monotonic()
+        document = {
+            "request": self._request.id,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "start_ticks": start_ticks(os.getpid()),
+            "heartbeat": time.time(),
+            "stages": [asdict(state) for state in self._stages],
+            "outcome": self._outcome,
+        }
+        for name in {self._run_dir.name, run} - {""}:
+            write_json(self._run_dir.parent / name / SUPERVISOR_FILE, document)
+
+
+def _lock(run_dir: Path, held: ExitStack) -> bool:
+    """Own a run until `held` is closed or this process dies; False if another process owns it."""
+    file = held.enter_context((run_dir / _LOCK_FILE).open("ab"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _environment() -> dict[str, str]:
+    """Of a stage: like that of the shell that submitted, where submitit hides every GPU from a local job."""
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    visible = environment.pop(VISIBLE_GPUS, "")
+    if visible == "all":
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+    elif visible:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    return environment

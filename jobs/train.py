@@ -1,0 +1,196 @@
+"""One rank of the training job, put together: data, method, optimizer, checkpoints, and their trainer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from jobs.config import Config, data_dir, load_header
+from jobs.identity import config_hash
+from jobs.proposals import INDEX_NAME
+from monitoring import journal
+from univip.checkpoint.manager import CheckpointManager, Origin
+from univip.config import MethodName, ViewsConfig
+from univip.data.batch import make_views
+from univip.data.images import ImageIndex
+from univip.data.loader import BatchSource, open_batches
+from univip.data.plan import micro_batches
+from univip.data.proposals import ProposalStore
+from univip.data.samples import SampleReader
+from univip.engine.distributed import Group
+from univip.engine.state import TrainState
+from univip.engine.step import StepSettings
+from univip.engine.trainer import Ending, Loaded, Plan, Totals, Trainer
+from univip.methods.build import make_method
+from univip.models.momentum import target_momentum
+from univip.observe import Observer
+from univip.optim.groups import check_groups, make_optimizer
+from univip.optim.schedules import learning_rate, peak_learning_rate, total_data_steps
+from univip.proposals.shards import STORE_NAME
+from univip.resilience.faults import PlantedFaults
+from univip.resilience.guard import Guard
+from univip.resilience.ledger import Ledger
+from univip.types import Method
+
+
+def train_rank(
+    config: Config,
+    run_dir: Path,
+    *,
+    group: Group,
+    observer: Observer,
+    stop_requested: Callable[[], bool],
+    still_owner: Callable[[], bool],
+    totals: Totals,
+) -> Ending:
+    """Train to the target, or to a request to stop.
+
+    Raises:
+        ConfigError: If this world cannot hold the batch.
+        RollbackExhaustedError: If the rollback budget is spent.
+    """
+    header = load_header(run_dir)
+    # Before anything is loaded: a world that does not fit is refused at once.
+    shares = micro_batches(config.train.global_batch, group.size, config.train.max_images_per_rank)
+    plan = make_plan(config, header.num_images, len(shares[0]))
+    method = fresh_method(config, group.device)
+    optimizer = make_optimizer(config.optim, method.online)
+    check_groups(optimizer, method)
+    if group.is_main:
+        observer.record(
+            "run",
+            state="training",
+            experiment=config.experiment,
+            method=str(config.method.name),
+            config_hash=header.id.rpartition("-")[2],
+            target_steps=plan.target,
+            num_images=header.num_images,
+            global_batch=config.train.global_batch,
+        )
+    trainer = Trainer(
+        TrainState(method, optimizer, Guard(config.resilience.max_consecutive_skips)),
+        plan,
+        partial(load_batches, make_source(config, run_dir, group), config, group.device),
+        StepSettings(
+            global_batch=config.train.global_batch,
+            precision=config.train.precision,
+            faults=PlantedFaults(
+                os.environ.get("UNIVIP_PLANT", ""), markers=run_dir / "planted", rank=group.rank
+            ),
+        ),
+        group=group,
+        manager=CheckpointManager(
+            run_dir / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            still_owner=still_owner,
+            observer=observer,
+        ),
+        ledger=Ledger(run_dir / "ledger.jsonl"),
+        checkpoint=config.checkpoint,
+        resilience=config.resilience,
+        observer=observer,
+        stop_requested=stop_requested,
+        origin=Origin(
+            world_size=group.size,
+            config_hash=config_hash(config, header.fingerprint, header.kind),
+            line=Ledger(run_dir / "ledger.jsonl").decisions().line,
+            versions=(("torch", torch.__version__), ("univip", importlib.metadata.version("univip"))),
+        ),
+        totals=totals,
+    )
+    return trainer.run()
+
+
+def fresh_method(config: Config, device: torch.device) -> Method:
+    """The method as it is before the first step: a function of the seed."""
+    torch.manual_seed(config.train.seed)
+    method = make_method(config.method, config.model, config.views)
+    method.online.to(device)
+    method.target.to(device)
+    return method
+
+
+def make_plan(config: Config, num_images: int, num_micro_batches: int) -> Plan:
+    """Length and schedules of the run, in data steps."""
+    batch = config.train.global_batch
+    target = config.train.max_steps or total_data_steps(config.train.epochs, num_images, batch)
+    return Plan(
+        target=target,
+        learning_rate=partial(
+            learning_rate,
+            peak=peak_learning_rate(config.optim.base_lr, batch),
+            warmup_data_steps=total_data_steps(config.optim.warmup_epochs, num_images, batch),
+            total_data_steps=target,
+        ),
+        momentum=partial(target_momentum, base=config.method.momentum, total_data_steps=target),
+        global_batch=batch,
+        micro_batches=num_micro_batches,
+        every_steps=config.monitoring.every_steps,
+    )
+
+
+def make_source(config: Config, run_dir: Path, group: Group) -> BatchSource:
+    """What this rank reads."""
+    files = data_dir(run_dir)
+    is_byol = config.method.name is MethodName.byol
+    reader = SampleReader(
+        data=config.data,
+        index=ImageIndex.open(files / INDEX_NAME),
+        store=None if is_byol else ProposalStore.open(files / STORE_NAME),
+        views=views_of(config),
+        proposals=config.proposals,
+        seed=config.train.seed,
+    )
+    return BatchSource(
+        reader,
+        global_batch=config.train.global_batch,
+        rank=group.rank,
+        world_size=group.size,
+        max_images_per_rank=config.train.max_images_per_rank,
+    )
+
+
+def views_of(config: Config) -> ViewsConfig:
+    """The view geometry of the method: BYOL has scenes only."""
+    return replace(config.views, num_instances=0) if config.method.name is MethodName.byol else config.views
+
+
+def load_batches(
+    source: BatchSource, config: Config, device: torch.device, data_steps: Iterable[int]
+) -> Generator[Loaded, None, None]:
+    """This rank's share of each data step, as the trainer takes it."""
+    stream = open_batches(source, data_steps, workers=config.data.workers)
+    try:
+        for data_step, batches in stream:
+            counts: dict[str, int] = {}
+            for batch in batches:
+                for name, count in batch.counts.items():
+                    counts[name] = counts.get(name, 0) + count
+            yield Loaded(
+                data_step,
+                [partial(make_views, batch, config.views.instance_views, device) for batch in batches],
+                counts,
+                [failure._asdict() for batch in batches for failure in batch.failures],
+            )
+    finally:
+        stream.close()
+
+
+def totals_so_far(run_dir: Path) -> Totals:
+    """Counters as the run's earlier rounds left them, so that they go on instead of starting again."""
+    totals = Totals()
+    for record in journal.read(run_dir):
+        if record["kind"] == "step":
+            totals.steps = max(totals.steps, record["steps"])
+            totals.images = max(totals.images, record["images"])
+            totals.seconds = max(totals.seconds, record["seconds"])
+            for mine, theirs in ((totals.counts, record["counts"]), (totals.phases, record["phases"])):
+                for name, value in theirs.items():
+                    mine[name] = max(mine.get(name, 0.0), value)
+    return totals

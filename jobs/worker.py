@@ -1,0 +1,159 @@
+"""One rank of one round: environment in, outcome file out.
+
+The agent starts `main` in a fresh process. Whatever happens here ends as `round-NN/rank-N.json`; only a
+signal can prevent that, and then the agent sees the exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from jobs import attempts, train
+from jobs.attempts import STOP_FILE, Attempt
+from jobs.config import load
+from jobs.outcomes import Cause, ExitCode, Outcome
+from monitoring.journal import Journal
+from univip.engine.distributed import Group
+from univip.engine.trainer import Ending, Totals
+
+_STOP_POLL_S = 0.5
+_AGENT_POLL_S = 1.0
+
+
+def main(run_dir_text: str, attempt: Attempt, round_number: int) -> int:
+    """Run this rank to the end of its round.
+
+    Args:
+        run_dir_text: The run directory.
+        attempt: The attempt, owned by the agent; without its owner this process must not live on.
+        round_number: Number of the round within it.
+
+    Returns:
+        The exit code that the outcome file holds. A crash is raised instead, so that the agent ends the
+        round.
+    """
+    run_dir = Path(run_dir_text)
+    rank = int(os.environ["RANK"])
+    directory = attempt.round_directory(run_dir, round_number)
+    _redirect_output(directory / f"rank-{rank}.log")
+    # SLURM signals every process of a step; stopping is agreed through the stop file instead.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    _die_with(attempt)
+    path = directory / f"rank-{rank}.json"
+    journal = Journal(run_dir, attempt=attempt.number, round=round_number, rank=rank)
+    try:
+        ending = _train(run_dir, attempt, round_number, rank, journal)
+        stopped = ending is Ending.STOPPED
+        outcome = (
+            Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop") if stopped else Outcome(ExitCode.DONE)
+        )
+    except Exception as error:  # noqa: BLE001 - the outcome file says what it was
+        outcome = Outcome.of_error(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            outcome = replace(outcome, cause=Cause.OUT_OF_MEMORY)
+        elif _is_lost_peer(error):
+            outcome = replace(outcome, cause=Cause.LOST_PEER)
+        if outcome.exit_code == ExitCode.CRASH:
+            traceback.print_exc()
+        else:
+            print(error, file=sys.stderr)  # noqa: T201
+    outcome.save(path)
+    journal.record("stop", outcome=ExitCode(outcome.exit_code).name.lower(), cause=outcome.cause.value)
+    journal.close()
+    if outcome.exit_code in (ExitCode.DONE, ExitCode.REQUEUE):
+        return outcome.exit_code
+    # Other ranks may wait in a collective for this one: a failed process makes the agent end them too. Not by
+    # raising, because threads of the communication library could keep this process from ending.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(outcome.exit_code)
+
+
+def _train(run_dir: Path, attempt: Attempt, round_number: int, rank: int, journal: Journal) -> Ending:
+    config = load(run_dir)
+    size = int(os.environ["WORLD_SIZE"])
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(config.train.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if size > 1:
+        timeout = timedelta(seconds=config.resilience.collective_timeout_s)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+    try:
+        journal.record("round", world_size=size)
+        return train.train_rank(
+            config,
+            run_dir,
+            group=Group(rank, size, device),
+            observer=journal,
+            stop_requested=_stop_poll(attempt.directory(run_dir) / STOP_FILE),
+            still_owner=lambda: _is_newest(run_dir, attempt, round_number),
+            totals=train.totals_so_far(run_dir) if rank == 0 else Totals(),
+        )
+    finally:
+        if size > 1 and sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone: a consequence, not the cause."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _is_newest(run_dir: Path, attempt: Attempt, round_number: int) -> bool:
+    """The fence: no newer training attempt, and no newer round of this one."""
+    newer = any(
+        other.number > attempt.number and other.stage == "train" and other.exit_code != ExitCode.BUSY
+        for other in attempts.read_attempts(run_dir)
+    )
+    return not newer and not attempt.round_directory(run_dir, round_number + 1).exists()
+
+
+def _stop_poll(path: Path) -> Callable[[], bool]:
+    """Whether the stop file exists; looks twice a second at most, network file systems charge for each."""
+    state = {"next": 0.0, "stop": False}
+
+    def stop_requested() -> bool:
+        now = time.monotonic()
+        if not state["stop"] and now >= state["next"]:
+            state["next"] = now + _STOP_POLL_S
+            state["stop"] = path.exists()
+        return bool(state["stop"])
+
+    return stop_requested
+
+
+def _die_with(attempt: Attempt) -> None:
+    """End this process soon after its agent: an orphan would hold sockets and memory the next round needs."""
+
+    def watch() -> None:
+        while attempts.start_ticks(attempt.pid) == attempt.start_ticks:
+            time.sleep(_AGENT_POLL_S)
+        os._exit(ExitCode.CRASH)
+
+    threading.Thread(target=watch, name="agent-watch", daemon=True).start()
+
+
+def _redirect_output(path: Path) -> None:
+    """Everything this process prints, also from C, goes to one file per rank."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

@@ -1,0 +1,134 @@
+"""One optimizer step is the same step at any world size."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from univip.config import (
+    Backbone,
+    MethodConfig,
+    MethodName,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    Precision,
+    ViewsConfig,
+)
+from univip.data.plan import micro_batches
+from univip.engine.distributed import Group
+from univip.engine.phases import PhaseClock
+from univip.engine.state import TrainState
+from univip.engine.step import GradientBuffer, StepSettings, train_step
+from univip.methods.build import make_method
+from univip.optim.groups import make_optimizer
+from univip.resilience.faults import PlantedFaults
+from univip.resilience.guard import Guard, Verdict
+from univip.types import Views
+
+IMAGES = 7
+STEPS = 2
+
+
+def global_views() -> Views:
+    generator = torch.Generator().manual_seed(1)
+    scenes = torch.randn(IMAGES, 2, 3, 32, 32, generator=generator, dtype=torch.float64)
+    instances = torch.randn(2, IMAGES, 2, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return Views(scenes, instances[0], instances[1], torch.arange(IMAGES) > 2)
+
+
+def part(start: int, stop: int) -> Views:
+    return Views(*(field[start:stop] for field in global_views()))
+
+
+def train(
+    rank: int, size: int, name: MethodName, optimizer: OptimizerName, plant: str
+) -> tuple[dict[str, Tensor], list[Verdict]]:
+    torch.manual_seed(3)
+    method = make_method(
+        MethodConfig(name=name),
+        ModelConfig(backbone=Backbone.tiny, hidden_dim=16, embedding_dim=8),
+        ViewsConfig(num_instances=2),
+    )
+    method.online.double()
+    method.target.double()
+    config = OptimConfig(name=optimizer, exclude_bias_and_norm=optimizer is OptimizerName.lars)
+    state = TrainState(method, make_optimizer(config, method.online), Guard(5))
+    shares = micro_batches(IMAGES, size, IMAGES)[rank]
+    verdicts = []
+    for data_step in range(STEPS):
+        state.data_step = data_step
+        report = train_step(
+            state,
+            [functools.partial(part, *share) for share in shares],
+            settings=StepSettings(IMAGES, Precision.fp32, PlantedFaults(plant)),
+            group=Group(rank, size),
+            buffer=GradientBuffer(method.online),
+            learning_rate=0.1,
+            momentum=0.9,
+            counts={"images": sum(stop - start for start, stop in shares)},
+            stop_requested=rank == size - 1,
+            clock=PhaseClock(),
+        )
+        verdicts.append(report.judgement.verdict)
+        assert report.counts == {"images": IMAGES}
+        assert report.stop_requested
+    return state.tensors(), verdicts
+
+
+CASES = {  # method, optimizer, world size, fault
+    "univip-sgd-2": (MethodName.univip, OptimizerName.sgd, 2, ""),
+    "univip-sgd-3": (MethodName.univip, OptimizerName.sgd, 3, ""),
+    "byol-lars-3": (MethodName.byol, OptimizerName.lars, 3, ""),
+    "skipped-2": (MethodName.univip, OptimizerName.sgd, 2, "nan:loss@0"),
+}
+
+
+def work(rank: int, folder: str) -> None:
+    """All cases in one set of processes: most of the time goes into starting them."""
+    torch.set_num_threads(1)
+    for case, (name, optimizer, size, plant) in CASES.items():
+        if rank < size:
+            store = f"file://{folder}/{case}"
+            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+            # The fault is planted on one rank only: all of them must judge alike.
+            tensors, verdicts = train(rank, size, name, optimizer, plant if rank == 0 else "")
+            save_file(tensors, f"{folder}/{case}-{rank}.safetensors", {"verdicts": ",".join(verdicts)})
+            dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    size = max(case[2] for case in CASES.values())
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=size, start_method="forkserver")
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_steps_of_any_world_size_are_those_of_one_process(results: Path, case: str) -> None:
+    name, optimizer, size, plant = CASES[case]
+    alone, _ = train(0, 1, name, optimizer, plant)
+
+    ranks = [load_file(results / f"{case}-{rank}.safetensors") for rank in range(size)]
+
+    for tensors in ranks:
+        assert set(tensors) == set(alone)
+        for key, value in alone.items():
+            torch.testing.assert_close(tensors[key], value, rtol=1e-10, atol=1e-10, msg=key)
+            # Replicas are not merely close to each other.
+            assert torch.equal(tensors[key], ranks[0][key]), key
+
+
+def test_a_bad_value_on_one_rank_is_skipped_by_all(results: Path) -> None:
+    for rank in range(2):
+        with safe_open(results / f"skipped-2-{rank}.safetensors", "pt") as file:
+            assert file.metadata() == {"verdicts": "skip,ok"}

@@ -1,0 +1,90 @@
+"""Attempts are numbered once, owned by a living process, and exclusive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.attempts import Attempt, RunBusyError, attempt, living_attempts, read_attempts, start_ticks
+
+
+def test_attempts_are_numbered_from_one_and_remember_how_they_ended(tmp_path: Path) -> None:
+    with attempt(tmp_path, "train") as first:
+        first.exit_code, first.cause = 75, "stopped"
+    with attempt(tmp_path, "evaluate") as second:
+        assert second.number == 2
+        assert [each.number for each in living_attempts(tmp_path)] == [2]
+
+    assert [(each.stage, each.exit_code) for each in read_attempts(tmp_path)] == [
+        ("train", 75),
+        ("evaluate", None),
+    ]
+    assert living_attempts(tmp_path) == []
+
+
+def test_a_second_process_on_the_same_run_is_refused_and_says_who_owns_it(tmp_path: Path) -> None:
+    with attempt(tmp_path, "train"), pytest.raises(RunBusyError) as caught, attempt(tmp_path, "train"):
+        pytest.fail("two owners")
+
+    assert f"process {os.getpid()}" in str(caught.value)
+    assert f"univip cancel {tmp_path.name}" in str(caught.value)
+
+
+def test_elements_of_an_array_share_a_run(tmp_path: Path) -> None:
+    with (
+        attempt(tmp_path, "shard:0", exclusive=False),
+        attempt(tmp_path, "shard:1", exclusive=False) as second,
+    ):
+        assert second.number == 2
+
+
+def test_a_dead_owner_does_not_keep_the_run(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    with attempt(tmp_path, "train") as dead:
+        dead.pid, dead.start_ticks = child.pid, start_ticks(child.pid)
+    path = dead.directory(tmp_path) / "attempt.json"
+    record = json.loads(path.read_text()) | {"ended": None}
+    path.write_text(json.dumps(record))
+    assert living_attempts(tmp_path)
+
+    child.kill()
+    child.wait()
+
+    assert living_attempts(tmp_path) == []
+    with attempt(tmp_path, "train") as next_one:
+        assert next_one.number == 2
+
+
+def test_a_reused_pid_is_not_the_owner() -> None:
+    mine = Attempt(1, "train", os.uname().nodename, os.getpid(), start_ticks(os.getpid()) + 1, "", 0.0)
+
+    assert not mine.is_alive()
+
+
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    assert start_ticks(child.pid) == 0
+    child.wait()
+
+
+def test_many_processes_that_start_at_once_get_one_number_each(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from jobs.attempts import attempt\n"
+        "with attempt(Path(sys.argv[1]), 'shard', exclusive=False) as mine: print(mine.number)"
+    )
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+
+    numbers = sorted(int(child.communicate()[0]) for child in children)
+
+    assert numbers == [1, 2, 3, 4, 5, 6]
+    assert [each.number for each in read_attempts(tmp_path)] == numbers

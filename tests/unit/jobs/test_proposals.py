@@ -1,0 +1,106 @@
+"""The proposals job from photographs to a picture, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from jobs import proposals
+from jobs.config import Config
+from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
+from univip.data.images import ImageIndex
+from univip.data.proposals import ProposalStore
+from univip.errors import DataError
+from univip.observe import NullObserver
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "run").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels.repeat(8, 0).repeat(8, 1)).save(tmp_path / "data" / f"{number}.png")
+    return Config(
+        data=DataConfig(format=DataFormat.folder, root=str(tmp_path / "data")),
+        proposals=ProposalsConfig(mode=SearchMode.single, min_sizes=[16], shard_images=2, processes=1),
+    )
+
+
+def test_photographs_become_a_store_and_a_picture(config: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    index = proposals.prepare(config, run_dir)
+    for shard in range(proposals.num_shards(config, run_dir)):
+        proposals.run_shard(config, run_dir, shard, NullObserver())
+    report = proposals.merge(config, run_dir)
+
+    store = ProposalStore.open(run_dir / "proposals.arrow")
+    assert store.ids.tolist() == index.ids.tolist()
+    assert store.fingerprint == index.fingerprint
+    assert report["images"] == 3
+    assert report["boxes"]["raw"] == store.counts().sum() > 3
+
+    proposals.save_picture(config, run_dir, int(index.ids[1]), tmp_path / "a.png")
+    with PIL.Image.open(tmp_path / "a.png") as picture:
+        assert picture.height > 64
+
+
+def test_preparing_again_changes_nothing(config: Config, tmp_path: Path) -> None:
+    proposals.prepare(config, tmp_path / "run")
+    before = (tmp_path / "run" / "images.arrow").read_bytes()
+    proposals.prepare(config, tmp_path / "run")
+
+    assert (tmp_path / "run" / "images.arrow").read_bytes() == before
+
+
+def test_data_edited_under_a_run_are_refused_and_the_index_stays(config: Config, tmp_path: Path) -> None:
+    proposals.prepare(config, tmp_path / "run")
+    before = (tmp_path / "run" / "images.arrow").read_bytes()
+    PIL.Image.new("RGB", (70, 64)).save(tmp_path / "data" / "1.png")
+
+    with pytest.raises(DataError, match="must be those the run was made for") as caught:
+        proposals.prepare(config, tmp_path / "run")
+
+    assert str(tmp_path / "data") in caught.value.where
+    assert (tmp_path / "run" / "images.arrow").read_bytes() == before
+
+
+def test_data_that_changed_between_request_and_start_are_refused(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be those the run was made for"):
+        proposals.prepare(config, tmp_path / "run", expected_fingerprint="0" * 64)
+
+    assert not (tmp_path / "run" / "images.arrow").exists()
+
+
+def test_a_data_set_that_moved_is_still_the_same(config: Config, tmp_path: Path) -> None:
+    expected = proposals.prepare(config, tmp_path / "run").fingerprint
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = replace(config, data=replace(config.data, root=str(tmp_path / "moved")))
+
+    assert proposals.prepare(moved, tmp_path / "run", expected_fingerprint=expected).fingerprint == expected
+
+
+@pytest.mark.slow
+def test_the_whole_job_runs_on_photographs(config: Config, tmp_path: Path, real_data: Path) -> None:
+    data = DataConfig(root=str(real_data / "dev_coco"), split=["train2017", "val2017"])
+    shards = ProposalsConfig(mode=SearchMode.single, shard_images=60)
+    config, run_dir = replace(config, data=data, proposals=shards), tmp_path / "run"
+
+    index = proposals.prepare(config, run_dir)
+    for shard in range(proposals.num_shards(config, run_dir)):
+        proposals.run_shard(config, run_dir, shard, NullObserver())
+    report: dict[str, Any] = proposals.merge(config, run_dir)
+
+    assert report["images"] == len(index) == 206
+    assert not report["failed"]
+    store = ProposalStore.open(run_dir / "proposals.arrow")
+    for row, image_id in enumerate(index.ids.tolist()):
+        boxes = store[image_id]
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, :2] + boxes[:, 2:] <= index.sizes[row]).all()
+    assert len(ImageIndex.open(run_dir / "images.arrow")) == len(store)

@@ -1,0 +1,330 @@
+"""The exporter: every metric of the catalogue from journals on disk, and nothing on disk stops it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from wsgiref.simple_server import WSGIServer
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitoring import exporter
+from monitoring.catalog import METRICS, PHASES, TERMS
+from monitoring.exporter import Exporter
+from monitoring.journal import Journal
+
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+RUN = "coco_univip-0a1b2c3d"
+
+
+def write_full_journal(run_dir: Path) -> None:
+    """A run with one record of each kind that feeds a metric."""
+    run_dir.mkdir()
+    with Journal(run_dir, attempt=1, source="agent0") as agent:
+        agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
+        agent.record("restart", cause="crash", message="rank 1 ended")
+    with Journal(run_dir, attempt=1, source="shard00000") as shard:
+        shard.record("shard", shard=0, state="done")
+        shard.record("proposals", shard=0, images_done=40, images=40, boxes=900, failed={"corrupt": 1})
+    with Journal(run_dir, attempt=1, rank=0) as rank:
+        rank.record(
+            "run",
+            state="training",
+            experiment="coco_univip",
+            method="univip",
+            config_hash="0a1b2c3d",
+            target_steps=1000,
+            num_images=640,
+            global_batch=64,
+        )
+        rank.record("round", world_size=8)
+        rank.record("restore", checkpoint="step-000000100", seconds=1.5, passed_over={})
+        rank.record("corruption", checkpoint="step-000000200", what="checksum")
+        rank.record("image_failed", image_id=5, path="a/b.jpg", reason="missing")
+        rank.record("skip", data_step=111, where="loss", reason="nonfinite")
+        rank.record("rollback", data_step=120, where="state", reason="nonfinite", steps_discarded=20)
+        rank.record(
+            "checkpoint", data_step=130, outcome="success", bytes=1e6, blocked_s=0.2, background_s=2.0
+        )
+        rank.record(
+            "step",
+            step=135,
+            data_step=140,
+            loss=3.25,
+            terms=dict.fromkeys(TERMS, 1.0),
+            lr=0.4,
+            momentum=0.99,
+            gradient_norm=2.5,
+            images=8960,
+            steps=155,
+            seconds=70.0,
+            phases=dict.fromkeys(PHASES, 4.5),
+            statistics={"embedding_std_online": 0.9, "embedding_std_target": 0.8, "sinkhorn_residual": 1e-6},
+            counts={"too_small": 3, "fallback": 4, "substituted_missing": 1, "trials": 9},
+        )
+        rank.record("dropped", records=2)
+    with Journal(run_dir, attempt=2, source="evaluate") as evaluation:
+        measured = {"top1": 0.5, "mean_average_precision": 0.4, "feature_std": 0.9, "effective_rank": 55.0}
+        evaluation.record(
+            "evaluate", protocol="knn", checkpoint_data_step=130, trained=measured, untrained=measured
+        )
+
+
+@pytest.fixture
+def runs_root(tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WSGIServer]:
+    root = tmp_path_factory.mktemp("served")
+    write_full_journal(root / RUN)
+    serving = exporter.start(root)
+    yield serving
+    serving.shutdown()
+    serving.server_close()
+
+
+def get(server: WSGIServer, path: str, accept: str = "*/*") -> tuple[str, str]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.server_port}{path}", headers={"Accept": accept}
+    )
+    with urllib.request.urlopen(request, timeout=5) as response:
+        return response.headers["Content-Type"], response.read().decode()
+
+
+def series_of(text: str) -> Series:
+    found: Series = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def scrape(collector: Exporter) -> Series:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return series_of(generate_latest(registry).decode())
+
+
+def value(found: Series, name: str, run: str = RUN, **labels: str) -> float:
+    return found[name, frozenset({"run": run, **labels}.items())]
+
+
+def test_every_metric_of_the_catalogue_is_served_with_its_labels(server: WSGIServer) -> None:
+    kind, text = get(server, "/metrics")
+
+    assert kind.startswith("text/plain")
+    served: dict[str, set[str]] = {}
+    for name, labels in series_of(text):
+        served.setdefault(name, set()).update(label for label, _ in labels)
+    assert served == {metric.name: {"run", *metric.labels} for metric in METRICS}
+
+
+def test_values_are_those_of_the_journal(runs_root: Path) -> None:
+    write_full_journal(runs_root / RUN)
+
+    found = scrape(Exporter(runs_root))
+
+    assert value(found, "univip_train_loss") == 3.25
+    assert value(found, "univip_train_loss_term", term="instance") == 1.0
+    assert value(found, "univip_train_epoch") == 14.0
+    assert value(found, "univip_train_images_total") == 8960.0
+    assert value(found, "univip_train_phase_seconds_total", phase="data") == 4.5
+    assert value(found, "univip_train_embedding_std_ratio", branch="target") == 0.8
+    assert value(found, "univip_run_world_size") == 8.0
+    assert value(found, "univip_run_attempt") == 1.0
+    assert value(found, "univip_attempt_info", stage="train", host="node1", slurm_job_id="4711") == 1.0
+    assert value(found, "univip_fault_restarts_total", cause="crash") == 1.0
+    assert value(found, "univip_fault_restarts_total", cause="hang") == 0.0
+    assert value(found, "univip_data_substituted_samples_total", reason="missing") == 1.0
+    assert value(found, "univip_eval_effective_rank", network="trained") == 55.0
+    assert value(found, "univip_monitoring_dropped_records_total") == 2.0
+    assert value(found, "univip_monitoring_run_readable") == 1.0
+
+
+def test_openmetrics_is_served_to_who_asks_for_it(server: WSGIServer) -> None:
+    kind, text = get(server, "/metrics", "application/openmetrics-text; version=1.0.0")
+
+    assert kind.startswith("application/openmetrics-text")
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
+    assert families["univip_train_images"].type == "counter"
+    assert families["univip_run"].type == "info"
+    assert families["univip_checkpoint_size_bytes"].unit == "bytes"
+
+
+def test_counters_go_on_through_restarts_of_run_and_exporter(runs_root: Path) -> None:
+    run_dir = runs_root / RUN
+    run_dir.mkdir()
+    living = Exporter(runs_root)
+    before: Series = {}
+    images = 0
+    for attempt in range(1, 5):
+        with Journal(run_dir, attempt=attempt) as writer:
+            for _ in range(5):
+                images += 64
+                writer.record(
+                    "step", data_step=attempt, images=images, steps=images / 64, phases={"data": images / 7}
+                )
+                writer.record("skip", where="loss", reason="nonfinite")
+                writer.record("checkpoint", outcome="success", blocked_s=images / 13, background_s=0.1)
+        # The next attempt resumes from the last record that was written, 64 images short.
+        images -= 64
+
+        reborn = scrape(Exporter(runs_root))
+        assert reborn == scrape(living)
+        counters = {key: number for key, number in reborn.items() if key[0].endswith("_total")}
+        assert all(number >= before.get(key, 0.0) for key, number in counters.items())
+        before = counters
+
+    assert value(before, "univip_fault_skipped_steps_total", reason="nonfinite") == 20.0
+    assert value(before, "univip_train_images_total") == 64 * (4 * 5 - 3)
+
+
+def test_a_torn_line_counts_once_it_is_whole(runs_root: Path) -> None:
+    run_dir = runs_root / RUN
+    run_dir.mkdir()
+    with Journal(run_dir) as writer:
+        writer.record("skip", where="loss", reason="nonfinite")
+    whole = writer.path.read_bytes()
+    collector = Exporter(runs_root)
+
+    counts = []
+    for content in (whole[:-9], whole, whole + b"garbage\n" + whole[:20]):
+        writer.path.write_bytes(content)
+        counts.append(value(scrape(collector), "univip_fault_skipped_steps_total", reason="nonfinite"))
+
+    assert counts == [0.0, 1.0, 1.0]
+    assert value(scrape(collector), "univip_monitoring_damaged_lines_total") == 1.0
+
+
+def test_a_loss_that_is_not_a_number_is_served_as_nan(runs_root: Path) -> None:
+    (runs_root / RUN).mkdir()
+    with Journal(runs_root / RUN) as writer:
+        writer.record("step", loss=math.nan)
+
+    assert math.isnan(value(scrape(Exporter(runs_root)), "univip_train_loss"))
+
+
+def test_a_broken_run_is_marked_and_the_others_are_served(runs_root: Path) -> None:
+    write_full_journal(runs_root / RUN)
+    broken = runs_root / "broken-00000000"
+    broken.mkdir()
+    (broken / "journal").write_bytes(b"not a folder")
+
+    found = scrape(Exporter(runs_root))
+
+    assert value(found, "univip_monitoring_run_readable", run=broken.name) == 0.0
+    assert value(found, "univip_monitoring_run_readable") == 1.0
+    assert value(found, "univip_train_loss") == 3.25
+
+
+def test_a_run_of_somebody_else_that_may_not_be_entered_is_marked(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_full_journal(runs_root / RUN)
+    (runs_root / "secret-00000000").mkdir()
+    real_lstat, real_iterdir = Path.lstat, Path.iterdir
+
+    def check(path: Path) -> Path:
+        if "secret" in str(path.parent):
+            raise PermissionError(13, "Permission denied", str(path))
+        return path
+
+    # Tests may run as root, whom no mode keeps out.
+    monkeypatch.setattr(Path, "lstat", lambda path: real_lstat(check(path)))
+    monkeypatch.setattr(Path, "iterdir", lambda path: real_iterdir(check(path)))
+    found = scrape(Exporter(runs_root))
+
+    assert value(found, "univip_monitoring_run_readable", run="secret-00000000") == 0.0
+    assert value(found, "univip_train_loss") == 3.25
+
+
+def test_folders_without_a_journal_are_no_runs(runs_root: Path) -> None:
+    (runs_root / "demo-data").mkdir()
+    (runs_root / "notes.txt").write_text("x")
+
+    assert scrape(Exporter(runs_root)) == {}
+
+
+def test_a_folder_of_runs_that_does_not_exist_yet_is_no_error(tmp_path: Path) -> None:
+    collector = Exporter(tmp_path / "runs")
+    assert scrape(collector) == {}
+
+    (tmp_path / "runs").mkdir()
+    write_full_journal(tmp_path / "runs" / RUN)
+    assert value(scrape(collector), "univip_train_loss") == 3.25
+
+
+def test_a_run_that_is_deleted_is_forgotten(runs_root: Path) -> None:
+    write_full_journal(runs_root / RUN)
+    collector = Exporter(runs_root)
+    assert scrape(collector)
+
+    shutil.rmtree(runs_root / RUN)
+    assert scrape(collector) == {}
+
+
+def test_hostile_names_and_values_stay_inside_their_label(runs_root: Path) -> None:
+    names = ['quote"\\back\nline', "ünï-<script>", b"\xff\xfe".decode("utf-8", "surrogateescape")]
+    for name in names:
+        run_dir = runs_root / name
+        run_dir.mkdir()
+        with Journal(run_dir) as writer:
+            writer.record(
+                "run", state="tra\nining", experiment='a"} 1\nevil 2', method="\ud800", config_hash="x" * 999
+            )
+
+    found = scrape(Exporter(runs_root))
+
+    runs = {dict(labels)["run"] for _, labels in found}
+    assert runs == {names[0], names[1], "\\udcff\\udcfe"}
+    assert {name for name, _ in found} <= {metric.name for metric in METRICS}
+
+
+def test_no_path_is_served(server: WSGIServer) -> None:
+    _, text = get(server, "/metrics")
+
+    assert "/served" not in text
+    assert "a/b.jpg" not in text
+
+
+def test_it_answers_a_health_check_and_refuses_other_paths(server: WSGIServer) -> None:
+    assert get(server, "/healthz")[1] == "ok\n"
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        get(server, "/../etc/passwd")
+    error.value.close()
+
+
+def test_it_listens_on_this_machine_only(server: WSGIServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_a_port_in_use_is_an_error(tmp_path: Path, server: WSGIServer) -> None:
+    with pytest.raises(OSError, match="in use"):
+        exporter.serve(tmp_path, server.server_port)
+
+
+def test_promtool_accepts_every_name(server: WSGIServer) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package: prometheus)")
+
+    _, text = get(server, "/metrics")
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, text=True, capture_output=True, timeout=30, check=False
+    )
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -1,0 +1,1 @@
+"""Measures of frozen features, as pure functions on tensors."""
