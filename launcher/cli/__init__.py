@@ -1,0 +1,1 @@
+"""One file per verb, imported when the verb is used."""

@@ -1,0 +1,105 @@
+"""The command `univip`: finds the verb, and prints what went wrong in three lines.
+
+Verbs are imported when they are used, so `univip --help` and `univip status` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+import click
+
+from launcher.errors import FAILED, INTERRUPTED, USAGE, exit_code
+from launcher.runs import RUNS_VARIABLE
+from univip.errors import UnivipError
+
+# Verb -> module of `launcher.cli` that holds a click command `command`, in the order of `--help`.
+_VERBS = {
+    "demo": "The whole job on bundled photographs, with two planted faults.",
+    "submit": "Make boxes, train, evaluate: in the background or on SLURM.",
+    "status": "Runs: state, progress, loss, ETA, last problem.",
+    "logs": "What the processes of a run printed.",
+    "show": "Everything about one run.",
+    "resume": "Go on with a run that stopped.",
+    "cancel": "Save the state and stop a run.",
+    "monitor": "Serve the metrics of all runs to Prometheus.",
+    "digest": "SHA-256 over the last checkpoint's tensors.",
+    "proposals": "Look at boxes.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command = importlib.import_module(f"launcher.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _VERBS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], _VERBS, n=3, cutoff=0.0)
+            raise click.UsageError(
+                f"`univip {args[0]}` must be a known verb, but is not; the nearest are {', '.join(near)}."
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="univip", message="%(version)s")
+@click.option("--runs", metavar="FOLDER", help=f"Folder of the runs (default: {RUNS_VARIABLE}, else runs/).")
+@click.option("--verbose", is_flag=True, help="Show tracebacks.")
+def cli(runs: str | None, verbose: bool) -> None:
+    """Self-supervised pre-training on photographs of many objects.
+
+    RUN is a run's id, a unique beginning of it, a path, or @last.
+
+    Exit status: 0 done, 1 failed, 2 usage, 3 run not found, 4 SLURM unreachable, 5 refused, 130 interrupted.
+    """
+    if runs:
+        os.environ[RUNS_VARIABLE] = runs
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    try:
+        cli.main(arguments, prog_name="univip", standalone_mode=False)
+    except UnivipError as error:
+        if "--verbose" in arguments:
+            raise
+        click.echo(f"univip: {error}", err=True)
+        return exit_code(error)
+    except click.UsageError as error:
+        usage = error.ctx.command_path if error.ctx else "univip"
+        click.echo(f"univip: {error.format_message()}\n  fix:   {usage} --help", err=True)
+        return USAGE
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout left, as `head` does; without this the interpreter complains at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    main()

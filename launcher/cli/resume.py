@@ -1,0 +1,31 @@
+"""`univip resume`: the same request again, with the configuration the run was started with."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("run")
+@click.option("--wait", is_flag=True, help="Follow to the end; exit 0 only if every stage is done.")
+def command(run: str, wait: bool) -> None:
+    """Go on with a run that stopped, failed or was cancelled; finished stages are kept."""
+    from launcher import render
+    from launcher.errors import FAILED
+    from launcher.plan import plan_again
+    from launcher.runs import find_run
+    from launcher.submission import submit
+
+    run_dir = find_run(run)
+    plan = plan_again(run_dir)
+    render.say(*plan.lines())
+    overrides = (run_dir / "overrides.txt").read_text(encoding="utf-8").splitlines()
+    render.say(submit(plan, overrides).message)
+    is_done = True
+    if wait:
+        from launcher.follow import follow
+
+        is_done = follow(run_dir)
+    click.echo(run_dir.name)
+    if not is_done:
+        raise click.exceptions.Exit(FAILED)

@@ -1,0 +1,83 @@
+"""`univip show`: one run, in facts; or its configuration; or its journal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("run")
+@click.argument("what", type=click.Choice(["facts", "config", "journal"]), default="facts")
+def command(run: str, what: str) -> None:
+    """Show a run: its facts, the configuration it was started with, or every record of its journal."""
+    from jobs.config import FILE_NAME
+    from launcher.runs import find_run
+
+    run_dir = find_run(run)
+    if what == "config":
+        click.echo((run_dir / FILE_NAME).read_text(encoding="utf-8"), nl=False)
+    elif what == "journal":
+        from monitoring.journal import read
+
+        for record in read(run_dir):
+            click.echo(_line(record))
+    else:
+        _facts(run_dir)
+
+
+def _facts(run_dir: Path) -> None:
+    from jobs.attempts import read_attempts
+    from jobs.outcomes import read_json
+    from jobs.requests import Request
+    from launcher import render
+    from launcher.summary import summarise
+
+    summary = summarise(run_dir)
+    request = Request.load(run_dir)
+    state = summary.state
+    rows = [
+        ("directory", str(run_dir)),
+        ("state", " ".join(part for part in (str(state.state), state.stage, state.cause) if part)),
+    ]
+    if summary.done is not None:
+        rows.append(("progress", render.progress_line(summary)))
+    if summary.problem:
+        rows.append(("last problem", summary.problem))
+    for stage in request.stages if request else []:
+        is_done = "done" if stage.is_done(run_dir.parent) else "to do"
+        rows.append(("stage", f"{stage.kind} of {stage.run}: {is_done}"))
+    for attempt in read_attempts(run_dir):
+        end = "runs" if attempt.is_alive() else attempt.cause or "ended without a word"
+        took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
+        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
+        rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))
+    results = read_json(run_dir / "results" / "evaluate.json")
+    for name, value in (results or {}).items():
+        rows.append((name.replace("_", " "), _value(value)))
+    render.fact_table(run_dir.name, rows)
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A journal record for people."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
+    rank = "-" if record.get("rank") is None else record["rank"]
+    envelope = ("v", "kind", "seq", "time", "attempt", "round", "rank")
+    rest = " ".join(
+        f"{name}={_value(value)}"
+        for name, value in record.items()
+        if name not in envelope and value is not None
+    )
+    place = f"{record.get('attempt')}.{record.get('round')} rank {rank}"
+    return f"{at}  {place}  {record['kind']}  {rest}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} {_value(item)}" for name, item in value.items()) + "}"
+    return str(value)

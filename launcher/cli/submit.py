@@ -1,0 +1,72 @@
+"""`univip submit`: compose, check, plan, and hand the stages over."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.errors import FAILED
+
+if TYPE_CHECKING:
+    from launcher.plan import Plan
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["proposals", "train", "evaluate", "pipeline"]))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...")
+@click.option("--dry-run", is_flag=True, help="Print configuration, plan and sbatch scripts; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"run", "run_dir", "jobs"}.')
+@click.option("--wait", is_flag=True, help="Follow to the end; exit 0 only if every stage is done.")
+def command(what: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, wait: bool) -> None:
+    r"""Make boxes (proposals), train, evaluate, or all of it (pipeline).
+
+    The same request finds the same run: it reports or resumes it, and never starts a twin.
+
+    \b
+    univip submit pipeline data=coco data.root=/data/coco experiment=coco_univip
+    univip submit pipeline data=folder data.root=~/photographs debug=small --wait
+    """
+    from jobs.compose import compose
+    from launcher import render
+    from launcher.plan import make_plan
+    from launcher.submission import submit
+
+    plan = make_plan(what, compose(overrides))
+    if dry_run:
+        _dry_run(plan)
+        return
+    render.say(*plan.lines())
+    done = submit(plan, overrides)
+    name = done.run_dir.name
+    render.say(
+        f"{done.message}", f"next       univip status --watch; univip logs {name} -f; univip show {name}"
+    )
+    if as_json:
+        jobs = [{"stage": stage, "id": job_id} for stage, job_id in done.jobs]
+        click.echo(json.dumps({"run": name, "run_dir": str(done.run_dir), "jobs": jobs}))
+    is_done = True
+    if wait:
+        from launcher.follow import follow
+
+        is_done = follow(done.run_dir)
+    if not as_json:
+        click.echo(name)
+    if not is_done:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _dry_run(plan: Plan) -> None:
+    from jobs.config import ClusterKind, to_yaml
+    from launcher.sbatch import render_slurm, slurm_jobs
+
+    click.echo("# configuration")
+    click.echo(to_yaml(plan.config, plan.header))
+    click.echo("# plan")
+    click.echo("\n".join(plan.lines()))
+    if plan.config.cluster.kind is ClusterKind.slurm:
+        jobs = slurm_jobs(plan)
+        for job, script in zip(jobs, render_slurm(jobs), strict=True):
+            click.echo(f"\n# sbatch script of {job.stage.kind}")
+            click.echo(script)

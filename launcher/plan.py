@@ -1,0 +1,124 @@
+"""From a configuration to what would be done: runs, stages, and how much work they are.
+
+Nothing here writes; `--dry-run` stops after it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.config import Config, RunHeader, RunKind, load, load_header
+from jobs.identity import run_id
+from jobs.requests import Request, stages_of
+from launcher.errors import RefusedError
+from univip.config import MethodName
+from univip.data.scan import Scan, scan
+from univip.optim.schedules import total_data_steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request means on the data as it is now.
+
+    Attributes:
+        header: Of the run that is asked for.
+        proposals: Header of the run that holds the boxes; None where the method needs none, or where it
+            is the run that is asked for.
+        refused: Number of photographs left out, by reason.
+    """
+
+    config: Config
+    header: RunHeader
+    proposals: RunHeader | None
+    request: Request
+    num_shards: int
+    data_steps: int
+    refused: dict[str, int]
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of the run that is asked for."""
+        return Path(self.config.paths.runs) / self.header.id
+
+    def lines(self) -> list[str]:
+        """The plan in words, for a person."""
+        runs = Path(self.config.paths.runs)
+        stages = [
+            f"{stage.kind} ({stage.run}{', done' if stage.is_done(runs) else ''})"
+            for stage in self.request.stages
+        ]
+        refused = ", ".join(f"{count} {reason}" for reason, count in sorted(self.refused.items()))
+        lines = [
+            f"run        {self.header.id}",
+            f"directory  {self.run_dir}",
+            f"images     {self.header.num_images:,}" + (f" (left out: {refused})" if refused else ""),
+            f"stages     {' -> '.join(stages)}",
+        ]
+        if any(stage.kind == "shards" for stage in self.request.stages):
+            lines.append(
+                f"shards     {self.num_shards:,} of up to {self.config.proposals.shard_images} images"
+            )
+        if any(stage.kind == "train" for stage in self.request.stages):
+            batch = self.config.train.global_batch
+            lines.append(f"training   {self.data_steps:,} data steps of {batch:,} images")
+        return lines
+
+
+def make_plan(command: str, config: Config) -> Plan:
+    """Look at the data and name the runs.
+
+    Args:
+        command: proposals, train, evaluate or pipeline.
+        config: A checked configuration.
+
+    Raises:
+        DataError: If the photographs cannot be used.
+    """
+    found = scan(config.data)
+    boxes_id = run_id(config, found.fingerprint, RunKind.proposals)
+    boxes = RunHeader(boxes_id, RunKind.proposals, found.fingerprint, len(found.rows))
+    if command == "proposals":
+        return _plan(command, config, boxes, None, found)
+    train_id = run_id(config, found.fingerprint, RunKind.train)
+    header = RunHeader(train_id, RunKind.train, found.fingerprint, len(found.rows))
+    if config.method.name is MethodName.byol:
+        return _plan(command, config, header, None, found)
+    return _plan(command, config, replace(header, proposals=boxes_id), boxes, found)
+
+
+def plan_again(run_dir: Path) -> Plan:
+    """The newest request of a run once more, as its own configuration says.
+
+    Raises:
+        DataError: If the photographs cannot be used.
+        RefusedError: If they are no longer those the run was made for.
+    """
+    config, header = load(run_dir), load_header(run_dir)
+    config = replace(config, paths=replace(config.paths, runs=str(run_dir.parent)))
+    request = Request.load(run_dir)
+    found = scan(config.data)
+    if found.fingerprint != header.fingerprint:
+        raise RefusedError(
+            f"the photographs must be those of run `{run_dir.name}`, but ids, names or sizes have changed.",
+            where=config.data.root,
+            fix="restore them, or submit again: other photographs are another run",
+        )
+    boxes = load_header(run_dir.parent / header.proposals) if header.proposals else None
+    command = request.command if request else str(header.kind)
+    return _plan(command, config, header, boxes, found)
+
+
+def _plan(command: str, config: Config, header: RunHeader, boxes: RunHeader | None, found: Scan) -> Plan:
+    train, num_images = config.train, len(found.rows)
+    return Plan(
+        config=config,
+        header=header,
+        proposals=boxes,
+        request=Request(command, stages_of(command, header.id, header.proposals, now=time.time())),
+        num_shards=math.ceil(num_images / config.proposals.shard_images),
+        data_steps=train.max_steps or total_data_steps(train.epochs, num_images, train.global_batch),
+        refused={reason: len(names) for reason, names in found.refused.items()},
+    )

@@ -1,0 +1,179 @@
+"""What people see: tables, progress, plans. The only module that knows rich, and it is loaded when it draws.
+
+Data goes to stdout and talk to stderr; without a terminal there is no colour, no bar and no moving line.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from launcher.runs import State
+from launcher.summary import Summary
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+_COLOURS = {
+    State.queued: "yellow",
+    State.running: "cyan",
+    State.done: "green",
+    State.failed: "red",
+    State.cancelled: "magenta",
+    State.stopped: "yellow",
+}
+_BAR_CELLS = 12
+_PLAIN_EVERY_S = 5.0
+_WIDE_COLUMNS = 240
+
+
+def say(*lines: str) -> None:
+    """Talk: to stderr."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+def status_table(summaries: Sequence[Summary]) -> None:
+    """One line per run, to stdout."""
+    _console().print(_table(summaries))
+
+
+@contextmanager
+def live_status() -> Iterator[Live]:
+    """A table that is drawn anew in place; `show` feeds it."""
+    from rich.live import Live
+
+    with Live(console=_console(), auto_refresh=False, screen=False) as live:
+        yield live
+
+
+def show(live: Live, summaries: Sequence[Summary]) -> None:
+    """Draw the table of `live_status`."""
+    live.update(_table(summaries), refresh=True)
+
+
+def fact_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values, to stdout."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    _console().print(table)
+
+
+class Progress:
+    """Progress of one run while somebody waits: a moving line in a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = _console(stderr=True)
+        self._live: Live | None = None
+        self._said = ""
+        self._problem = ""
+        self._next_line_s = 0.0
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, summary: Summary) -> None:
+        """Show where the run is; call it often."""
+        if summary.problem and summary.problem != self._problem:
+            self._problem = summary.problem
+            self._console.print(f"! {summary.problem}", markup=False, highlight=False)
+        line = progress_line(summary)
+        if self._live:
+            self._live.update(line, refresh=True)
+        elif line != self._said and time.monotonic() >= self._next_line_s:
+            self._said, self._next_line_s = line, time.monotonic() + _PLAIN_EVERY_S
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_line(summary: Summary) -> str:
+    """One run in one line of plain text."""
+    unit = "images" if summary.state.stage in ("prepare", "shards", "merge") else "steps"
+    parts = [f"{summary.state.stage or summary.state.state:<9}"]
+    if summary.done is not None and summary.target and summary.state.stage != "evaluate":
+        parts.append(f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target} {unit}")
+    if summary.rate is not None:
+        parts.append(f"{summary.rate:.1f} images/s")
+    if summary.loss is not None:
+        terms = " ".join(f"{name} {value:.3f}" for name, value in summary.terms.items())
+        parts.append(f"loss {summary.loss:.3f}" + (f" ({terms})" if terms else ""))
+    if summary.eta_s is not None:
+        parts.append(f"ETA {duration(summary.eta_s)}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Such as 42 s, 3 min 5 s, 2 h 10 min, 4 d 3 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for big, small, big_s, small_s in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        if big == "d" or whole < 60 * big_s * (1 if big == "min" else 24 / 60):
+            return f"{whole // big_s} {big} {whole % big_s // small_s} {small}"
+    raise AssertionError
+
+
+def _table(summaries: Sequence[Summary]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("run", "state", "progress"):
+        table.add_column(name, no_wrap=True)
+    for name in ("images/s", "loss", "ETA", "attempt"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("last problem", overflow="fold")
+    for summary in summaries:
+        state = summary.state
+        word = " ".join(part for part in (str(state.state), state.stage, state.cause) if part)
+        progress = ""
+        if summary.done is not None and summary.target:
+            progress = f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target}"
+        finish = ""
+        if summary.eta_s is not None:
+            at = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + summary.eta_s))
+            finish = f"{duration(summary.eta_s)} ({at})"
+        # Text, not markup: names and messages come from files.
+        table.add_row(
+            Text(summary.id),
+            Text(word, style=_COLOURS[state.state]),
+            progress,
+            "" if summary.rate is None else f"{summary.rate:.1f}",
+            "" if summary.loss is None else f"{summary.loss:.4f}",
+            finish,
+            str(state.attempt or ""),
+            Text(summary.problem),
+        )
+    return table
+
+
+def _bar(done: int, target: int) -> str:
+    filled = min(_BAR_CELLS, _BAR_CELLS * done // target)
+    return "━" * filled + "·" * (_BAR_CELLS - filled)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = _WIDE_COLUMNS  # a file or a pipe has no edge to fold at
+    return console

@@ -1,0 +1,176 @@
+"""Runs on disk: where they are, which one a name means, and what state one is in.
+
+Files are the only source: a run that finished last year, or on a machine that is off, is read like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from jobs.attempts import Attempt, read_attempts, start_ticks
+from jobs.config import FILE_NAME as CONFIG_FILE
+from jobs.outcomes import ExitCode, read_json
+from jobs.requests import CANCELLED_FILE, SUPERVISOR_FILE, Request, Stage, stages_of
+from launcher.errors import RunNotFoundError
+
+RUNS_VARIABLE = "UNIVIP_RUNS"
+JOBS_FILE = "jobs.json"  # of SLURM: which job does which stage
+LAST = "@last"
+
+
+class State(StrEnum):
+    """What a run is doing."""
+
+    queued = "queued"  # accepted; nothing has begun
+    running = "running"
+    done = "done"
+    failed = "failed"
+    cancelled = "cancelled"
+    stopped = "stopped"  # ended without a word, or asked to be started again and was not
+
+
+@dataclass(frozen=True)
+class RunState:
+    """State of a run, and what is behind it.
+
+    Attributes:
+        stage: Kind of the stage that runs, failed or comes next; empty where all are done.
+        cause: Why it failed or stopped, one of `jobs.outcomes.Cause`.
+        attempt: Number of the newest attempt, 0 if there is none.
+    """
+
+    state: State
+    stage: str = ""
+    cause: str = ""
+    attempt: int = 0
+
+    def is_over(self) -> bool:
+        """Whether nobody works on the run, or will without being asked."""
+        return self.state not in (State.queued, State.running)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The local supervisor of a run."""
+
+    pid: int
+    host: str
+    start_ticks: int
+    request: str
+    outcome: str
+    cause: str  # of the stage that failed
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Owner | None:
+        """Who wrote `supervisor.json`, alive or not."""
+        document = read_json(run_dir / SUPERVISOR_FILE)
+        if document is None:
+            return None
+        causes = [stage["cause"] for stage in document["stages"] if stage["state"] == "failed"]
+        return cls(
+            pid=document["pid"],
+            host=document["host"],
+            start_ticks=document["start_ticks"],
+            request=document["request"],
+            outcome=document["outcome"],
+            cause=next(iter(causes), ""),
+        )
+
+    def is_alive(self) -> bool:
+        """Whether the process runs. On another host that cannot be seen: it does until it says otherwise."""
+        if self.outcome:
+            return False
+        return self.host != socket.gethostname() or start_ticks(self.pid) == self.start_ticks
+
+
+def runs_root() -> Path:
+    """Folder of the runs: `UNIVIP_RUNS`, or `runs` below the current folder."""
+    return Path(os.environ.get(RUNS_VARIABLE) or "runs").expanduser().absolute()
+
+
+def all_runs(root: Path) -> list[Path]:
+    """Every run directory, the one submitted last at the end."""
+    if not root.is_dir():
+        return []
+    return sorted((path for path in root.iterdir() if (path / CONFIG_FILE).is_file()), key=_submitted)
+
+
+def find_run(name: str) -> Path:
+    """The run directory that `name` means: a path, an id, a unique beginning of one, or `@last`.
+
+    Raises:
+        RunNotFoundError: If it means no run, or several.
+    """
+    if (Path(name) / CONFIG_FILE).is_file():
+        return Path(name).absolute()
+    root = runs_root()
+    runs = all_runs(root)
+    if name == LAST and runs:
+        return runs[-1]
+    if exact := [run for run in runs if run.name == name]:
+        return exact[0]
+    found = [run for run in runs if run.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(run.name for run in found[:5])
+        raise RunNotFoundError(
+            f"`{name}` must name one run, but names {len(found)}: {names}.",
+            where=str(root),
+            fix="type more of the name",
+        )
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, [run.name for run in runs], n=3, cutoff=0.0)
+    known = f"; the nearest are {', '.join(near)}" if near else ", and there is no run yet"
+    raise RunNotFoundError(
+        f"`{name}` must name a run, but names none{known}.",
+        where=str(root),
+        fix=f"univip status --all  # or {RUNS_VARIABLE}=/where/the/runs/are",
+    )
+
+
+def read_state(run_dir: Path) -> RunState:
+    """State of a run, from its files."""
+    attempts = read_attempts(run_dir)
+    number = max((attempt.number for attempt in attempts), default=0)
+    request = Request.load(run_dir)
+    # The boxes of a pipeline have no request of their own.
+    stages = request.stages if request else stages_of("proposals", run_dir.name, run_dir.name, now=0.0)
+    remaining = [stage for stage in stages if not stage.is_done(run_dir.parent)]
+    if not remaining:
+        return RunState(State.done, attempt=number)
+    stage = remaining[0].kind
+    owner = Owner.load(run_dir)
+    if (owner and owner.is_alive()) or any(attempt.is_alive() for attempt in attempts):
+        return RunState(State.running, stage, attempt=number)
+    if owner and owner.outcome and (request is None or owner.request == request.id):
+        state = State.cancelled if owner.outcome == "cancelled" else State.failed
+        return RunState(state, stage, owner.cause, number)
+    if (run_dir / CANCELLED_FILE).exists():
+        return RunState(State.cancelled, stage, attempt=number)
+    ended = _last_of(remaining[0], run_dir.parent, request.submitted if request else 0.0)
+    if ended is None:
+        return RunState(
+            State.queued if (run_dir / JOBS_FILE).exists() else State.stopped, stage, attempt=number
+        )
+    if ended.exit_code is None or ended.exit_code == ExitCode.REQUEUE:
+        return RunState(State.stopped, stage, ended.cause, number)
+    return RunState(State.failed, stage, ended.cause, number)
+
+
+def _last_of(stage: Stage, runs: Path, since: float) -> Attempt | None:
+    """The newest attempt of a stage that began after a request."""
+    kinds = ("shards", "shard:") if stage.kind == "shards" else (stage.kind,)
+    attempts = reversed(read_attempts(runs / stage.run))
+    return next((each for each in attempts if each.stage.startswith(kinds) and each.started >= since), None)
+
+
+def _submitted(run_dir: Path) -> tuple[bool, float]:
+    """Order of `status`: runs nobody asked for by name come first, then by the time of the request."""
+    request = Request.load(run_dir)
+    return (request is not None, request.submitted if request else (run_dir / CONFIG_FILE).stat().st_mtime)

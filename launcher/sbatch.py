@@ -1,0 +1,183 @@
+"""The stages of a request as SLURM jobs: what each asks for, the script it becomes, and its submission.
+
+submitit writes the scripts and calls sbatch; what it pickles is one function and two strings, kind and run
+directory. Values are checked first: a line break would end an #SBATCH line, and what follows would be a
+command.
+"""
+
+from __future__ import annotations
+
+import math
+import pkgutil
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.config import ClusterConfig, Config
+from jobs.requests import Stage
+from launcher.errors import SlurmUnavailableError
+from launcher.plan import Plan
+from launcher.slurm import cancel_jobs
+from univip.errors import ConfigError
+
+_TEXTS = ("account", "partition", "qos", "constraint")
+_ENTRY = "jobs.base:run_slurm_job"
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One job, or one array, as submitit takes it.
+
+    Attributes:
+        kinds: What to run, one kind per array element.
+        parameters: Of `submitit.SlurmExecutor.update_parameters`, without dependencies.
+    """
+
+    stage: Stage
+    run_dir: Path
+    kinds: list[str]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where submitit keeps scripts, pickles and output."""
+        return self.run_dir / "submitit"
+
+
+def slurm_jobs(plan: Plan) -> list[SlurmJob]:
+    """The jobs of the stages that are not done.
+
+    Raises:
+        ConfigError: If a value cannot be put on an #SBATCH line.
+    """
+    runs = Path(plan.config.paths.runs)
+    _refuse_control_characters(plan.config)
+    jobs = []
+    for stage in plan.request.stages:
+        if not stage.is_done(runs):
+            kinds = [f"shard:{n}" for n in range(plan.num_shards)] if stage.kind == "shards" else [stage.kind]
+            parameters = _parameters(stage, plan.config.cluster)
+            jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
+    return jobs
+
+
+def render_slurm(jobs: list[SlurmJob]) -> list[str]:
+    """The sbatch scripts of jobs, as submitting would write them; needs no SLURM.
+
+    Ids of jobs that do not exist yet are `<stage>`.
+    """
+    from submitit import SlurmExecutor
+
+    class Renderer(SlurmExecutor):
+        """submitit's own rendering, without looking for srun."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    scripts = []
+    for job, depends_on in zip(jobs, [None, *jobs], strict=False):
+        executor = Renderer(job.folder)
+        before = f"<{depends_on.stage.kind}>" if depends_on else None
+        executor.update_parameters(**job.parameters, **_dependency(before))
+        if len(job.kinds) > 1:
+            executor.parameters["map_count"] = len(job.kinds)
+        scripts.append(executor._make_submission_file_text(executor._submitit_command_str, ""))
+    return scripts
+
+
+def submit_slurm(jobs: list[SlurmJob]) -> list[str]:
+    """Submit jobs, each after the one before has succeeded; all or none.
+
+    Returns:
+        SLURM's job ids, one per job; an array has one.
+
+    Raises:
+        SlurmUnavailableError: If SLURM is missing or refuses.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    run = pkgutil.resolve_name(_ENTRY)
+    ids: list[str] = []
+    try:
+        for job in jobs:
+            executor = SlurmExecutor(job.folder)
+            executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else None))
+            submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
+            ids.append(submitted[0].job_id.partition("_")[0])
+    except (RuntimeError, FileNotFoundError, FailedJobError, FailedSubmissionError) as error:
+        if ids:
+            cancel_jobs(ids, now=False)
+        raise SlurmUnavailableError(
+            f"SLURM must accept the jobs, but did not: {' '.join(str(error).split())}",
+            fix="cluster=local; or, on a login node, cluster.partition= and cluster.account= of your site",
+        ) from error
+    return ids
+
+
+def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
+    """What one stage asks of SLURM."""
+    trains, evaluates = stage.kind == "train", stage.kind == "evaluate"
+    is_heavy = trains or evaluates
+    gpus = cluster.gpus_per_node if trains else min(1, cluster.gpus_per_node) if evaluates else 0
+    cpus = cluster.cpus_per_task if is_heavy else cluster.shard_cpus
+    if evaluates:  # with one GPU: its share
+        cpus = math.ceil(cpus / max(1, cluster.gpus_per_node))
+    # Requeued by SLURM itself after a node failure; ended instead of waiting for ever for a job that failed.
+    extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
+    srun = [f"--cpus-per-task={cpus}"]  # since 22.05 srun does not take it from sbatch
+    if trains:
+        # A lost node ends neither the allocation nor the other agents.
+        extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}
+        srun += ["--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
+    asked = {
+        **{name: getattr(cluster, name) for name in _TEXTS},
+        "mem": f"{math.ceil(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
+        "gpus_per_node": gpus,
+    }
+    return {
+        "job_name": f"univip-{stage.kind}",
+        "comment": stage.run,
+        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h)),
+        "nodes": cluster.nodes.min if trains else 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cpus,
+        "signal_delay_s": cluster.signal_delay_s,
+        "array_parallelism": cluster.array_parallelism,
+        "wckey": None,  # submitit's own; a cluster that checks them would refuse it
+        "setup": list(cluster.setup) or None,
+        "srun_args": srun,
+        "additional_parameters": extra | dict(cluster.extra),
+        **{name: value for name, value in asked.items() if value},
+    }
+
+
+def _dependency(job_id: str | None) -> dict[str, str]:
+    return {"dependency": f"afterok:{job_id}"} if job_id else {}
+
+
+def _refuse_control_characters(config: Config) -> None:
+    """Every text that reaches a script must stay on its line, and a path must mean itself to SLURM."""
+    cluster = config.cluster
+    texts = {f"cluster.{name}": getattr(cluster, name) for name in _TEXTS}
+    texts |= {f"cluster.setup[{number}]": line for number, line in enumerate(cluster.setup)}
+    texts |= {f"cluster.extra.{name}": value for name, value in cluster.extra.items()}
+    texts["paths.runs"] = config.paths.runs
+    for key, text in texts.items():
+        if not text.isprintable():
+            raise ConfigError(
+                f"`{key}` must be one line of printable text, but is {text!r}.", fix=f"{key}=..."
+            )
+    for name in cluster.extra:
+        if not re.fullmatch("[a-z][a-z-]*", name):
+            raise ConfigError(
+                f"`cluster.extra` must name sbatch options such as `gres`, but names {name!r}.",
+                fix="+cluster.extra.gres=gpu:8",
+            )
+    if "%" in config.paths.runs:
+        raise ConfigError(
+            f"`paths.runs` must be free of `%`, which SLURM replaces, but is `{config.paths.runs}`.",
+            fix="paths.runs=...",
+        )

@@ -1,0 +1,129 @@
+"""How far a run is, from the ends of its journal files: a few kilobytes per run, however long it is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from launcher.runs import RunState, State, read_state
+from monitoring.journal import FOLDER, Record, tail_records
+
+# What a person wants to hear about, and how it is told.
+_PROBLEMS = {
+    "skip": "skipped data step {data_step}: {reason} in {where}",
+    "rollback": "rolled back to data step {target}: {reason} in {where}",
+    "restart": "new round of workers: {cause}",
+    "corruption": "damaged checkpoint {checkpoint}",
+    "image_failed": "unusable image {path}: {reason}",
+}
+
+
+@dataclass
+class Summary:
+    """One run at a glance; None where nothing is known yet.
+
+    Attributes:
+        done: Data steps, or images searched while boxes are made.
+        target: What `done` will be at the end.
+        rate: Images per second, of the last minutes.
+        eta_s: Seconds until this stage is done.
+        problem: The newest thing that went wrong and was survived, in words.
+    """
+
+    id: str
+    state: RunState
+    done: int | None = None
+    target: int | None = None
+    rate: float | None = None
+    loss: float | None = None
+    terms: dict[str, float] = field(default_factory=dict)
+    eta_s: float | None = None
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {
+            "run": self.id,
+            "state": str(self.state.state),
+            "stage": self.state.stage,
+            "cause": self.state.cause,
+            "attempt": self.state.attempt,
+            "done": self.done,
+            "target": self.target,
+            "images_per_s": self.rate,
+            "loss": self.loss,
+            "terms": self.terms,
+            "eta_s": self.eta_s,
+            "problem": self.problem,
+        }
+
+
+def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
+    """Look at one run.
+
+    Args:
+        run_dir: The run directory.
+        state: Its state, if known already.
+    """
+    summary = Summary(run_dir.name, state or read_state(run_dir))
+    steps: list[Record] = []
+    found: list[Record] = []
+    for path in sorted((run_dir / FOLDER).glob("*.jsonl")):
+        records = tail_records(path)
+        found += records
+        if path.name.endswith("-rank0000.jsonl"):
+            # Rates are taken within one file: between two attempts nobody worked.
+            steps = [record for record in records if record["kind"] == "step"] or steps
+    found.sort(key=lambda record: float(record["time"]))
+    if steps:
+        _add_training(summary, steps)
+    else:
+        _add_proposals(summary, found)
+    problems = [record for record in found if record["kind"] in _PROBLEMS]
+    if problems:
+        summary.problem = _PROBLEMS[problems[-1]["kind"]].format_map(_Unknown(problems[-1]))
+    if summary.state.state is not State.running or summary.state.stage == "evaluate":
+        summary.rate = summary.eta_s = None
+    return summary
+
+
+def _add_training(summary: Summary, steps: list[Record]) -> None:
+    last = steps[-1]
+    summary.done, summary.target = last["data_step"], last.get("target")
+    summary.loss, summary.terms = last.get("loss"), last.get("terms", {})
+    if rates := list(_rates(steps, "images")):
+        summary.rate = statistics.median(rates)
+    pace = [steps_per_s for steps_per_s in _rates(steps, "data_step") if steps_per_s > 0]
+    if pace and summary.target is not None:
+        summary.eta_s = max(0, summary.target - last["data_step"]) / statistics.median(pace)
+
+
+def _add_proposals(summary: Summary, records: list[Record]) -> None:
+    shards = {record["shard"]: record for record in records if record["kind"] == "proposals"}
+    sizes = [record["num_images"] for record in records if "num_images" in record]
+    if not shards or not sizes:
+        return
+    summary.done, summary.target = sum(record["images_done"] for record in shards.values()), sizes[-1]
+    searching = [float(record["time"]) for record in records if record["kind"] in ("shard", "proposals")]
+    if searching[-1] > searching[0] and summary.done:
+        summary.rate = summary.done / (searching[-1] - searching[0])
+        summary.eta_s = (summary.target - summary.done) / summary.rate
+
+
+def _rates(records: list[Record], name: str) -> Iterable[float]:
+    """Growth per second of a counter between neighbouring records; a rollback's step back is left out."""
+    for before, after in pairwise(records):
+        seconds, growth = after["time"] - before["time"], after[name] - before[name]
+        if seconds > 0 and growth >= 0:
+            yield growth / seconds
+
+
+class _Unknown(dict[str, Any]):
+    """A record whose missing fields read as a question mark."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"
