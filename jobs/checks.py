@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
 from typing import Any
@@ -43,7 +44,9 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
         for limit, keys in at_least.items()
         for key in keys.split()
     ]
-    rules += [(key, "greater than 0", _value(config, key) > 0) for key in positive.split()]
+    rules += [
+        (key, "greater than 0 and finite", 0 < _value(config, key) < math.inf) for key in positive.split()
+    ]
     for key in ("method.momentum", "optim.momentum", "proposals.max_iou"):
         rules.append((key, "between 0 and 1", 0 <= _value(config, key) <= 1))
     return rules

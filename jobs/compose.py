@@ -125,7 +125,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
                 fix=f"\"{key}='{override.partition('=')[2]}'\" for text with commas, {key}=[...] for a list",
             )
         if key in options:
-            if value not in options[key] and value != "None":
+            if value not in options[key]:
                 raise ConfigError(
                     f"`{key}` must be one of {', '.join(options[key])}, but is `{value}`.",
                     where="the command line",

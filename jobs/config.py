@@ -194,7 +194,7 @@ def _load(run_dir: Path) -> tuple[Config, RunHeader]:
             where=str(run_dir),
             fix="univip status  # lists the runs",
         ) from error
-    except (OmegaConfBaseException, YAMLError, KeyError, AssertionError) as error:
+    except (OmegaConfBaseException, YAMLError, KeyError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"`{FILE_NAME}` must be as this version of univip writes it, but is not: {_first_line(error)}.",
             where=str(path),

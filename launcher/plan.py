@@ -5,6 +5,7 @@ Nothing here writes; `--dry-run` stops after it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, replace
@@ -46,17 +47,15 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words, for a person."""
         runs = Path(self.config.paths.runs)
-        stages = [
-            f"{stage.kind} ({stage.run}{', done' if stage.is_done(runs) else ''})"
-            for stage in self.request.stages
-        ]
         refused = ", ".join(f"{count} {reason}" for reason, count in sorted(self.refused.items()))
         lines = [
             f"run        {self.header.id}",
             f"directory  {self.run_dir}",
             f"images     {self.header.num_images:,}" + (f" (left out: {refused})" if refused else ""),
-            f"stages     {' -> '.join(stages)}",
         ]
+        for run, stages in itertools.groupby(self.request.stages, key=lambda stage: stage.run):
+            words = [f"{stage.kind}{' (done)' if stage.is_done(runs) else ''}" for stage in stages]
+            lines.append(f"stages     {', '.join(words)} of {run}")
         if any(stage.kind == "shards" for stage in self.request.stages):
             lines.append(
                 f"shards     {self.num_shards:,} of up to {self.config.proposals.shard_images} images"

@@ -97,7 +97,9 @@ class Progress:
             self._console.print(f"! {summary.problem}", markup=False, highlight=False)
         line = progress_line(summary)
         if self._live:
-            self._live.update(line, refresh=True)
+            from rich.text import Text
+
+            self._live.update(Text(line), refresh=True)
         elif line != self._said and time.monotonic() >= self._next_line_s:
             self._said, self._next_line_s = line, time.monotonic() + _PLAIN_EVERY_S
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -109,6 +111,8 @@ def progress_line(summary: Summary) -> str:
     parts = [f"{summary.state.stage or summary.state.state:<9}"]
     if summary.done is not None and summary.target and summary.state.stage != "evaluate":
         parts.append(f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target} {unit}")
+    if summary.shards_done is not None:
+        parts.append(f"{summary.shards_done} shards done")
     if summary.rate is not None:
         parts.append(f"{summary.rate:.1f} images/s")
     if summary.loss is not None:

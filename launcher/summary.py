@@ -29,6 +29,7 @@ class Summary:
     Attributes:
         done: Data steps, or images searched while boxes are made.
         target: What `done` will be at the end.
+        shards_done: While boxes are made.
         rate: Images per second, of the last minutes.
         eta_s: Seconds until this stage is done.
         problem: The newest thing that went wrong and was survived, in words.
@@ -38,6 +39,7 @@ class Summary:
     state: RunState
     done: int | None = None
     target: int | None = None
+    shards_done: int | None = None
     rate: float | None = None
     loss: float | None = None
     terms: dict[str, float] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Summary:
             "attempt": self.state.attempt,
             "done": self.done,
             "target": self.target,
+            "shards_done": self.shards_done,
             "images_per_s": self.rate,
             "loss": self.loss,
             "terms": self.terms,
@@ -108,6 +111,10 @@ def _add_proposals(summary: Summary, records: list[Record]) -> None:
     if not shards or not sizes:
         return
     summary.done, summary.target = sum(record["images_done"] for record in shards.values()), sizes[-1]
+    finished = {
+        record["shard"] for record in records if record["kind"] == "shard" and record["state"] == "done"
+    }
+    summary.shards_done = len(finished)
     searching = [float(record["time"]) for record in records if record["kind"] in ("shard", "proposals")]
     if searching[-1] > searching[0] and summary.done:
         summary.rate = summary.done / (searching[-1] - searching[0])

@@ -49,6 +49,7 @@ class ImageError(DataError):
 
     def __init__(self, reason: str, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what, where=where, fix=fix)
+        self.args = (reason, what)  # what pickling hands to this constructor in another process
         self.reason = reason
 
 

@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from jobs import base
+from jobs.attempts import attempt, read_attempts
+from jobs.config import Config, RunHeader, RunKind, store
+from monitoring.journal import read
+from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
+from univip.data.scan import scan
+from univip.errors import RollbackExhaustedError
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A proposals run of two photographs."""
+    photographs, run = tmp_path / "photographs", tmp_path / "proposals-1"
+    photographs.mkdir()
+    run.mkdir()
+    for number in range(2):
+        PIL.Image.effect_noise((80, 70), 60 + number).save(photographs / f"{number}.png")
+    data = DataConfig(format=DataFormat.folder, root=str(photographs))
+    boxes = ProposalsConfig(mode=SearchMode.single, min_sizes=[8], shard_images=1, processes=1)
+    fingerprint = scan(data).fingerprint
+    store(Config(data=data, proposals=boxes), RunHeader(run.name, RunKind.proposals, fingerprint, 2), run)
+    return run
+
+
+def test_the_stages_of_the_boxes_leave_a_store_attempts_and_a_journal(run_dir: Path) -> None:
+    for kind in ("prepare", "shard:1", "shards", "merge"):
+        assert base.run_job(kind, str(run_dir)) == 0
+
+    assert (run_dir / "proposals.arrow").exists()
+    ended = [(each.stage, each.exit_code, each.cause) for each in read_attempts(run_dir)]
+    assert ended == [(kind, 0, "done") for kind in ("prepare", "shard:1", "shards", "merge")]
+    records = list(read(run_dir))
+    assert {record["stage"] for record in records if record["kind"] == "attempt"} == {"proposals"}
+    assert [record["state"] for record in records if record["kind"] == "run"][-1] == "done"
+    assert [record["shard"] for record in records if record["kind"] == "shard"] == [1, 1, 0, 0, 1, 1]
+
+
+def test_wrong_data_ends_with_77_and_three_lines(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (run_dir.parent / "photographs" / "0.png").unlink()
+
+    assert base.run_job("prepare", str(run_dir)) == 77
+
+    said = capfd.readouterr().err
+    assert "the photographs must be those the run was made for" in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 3
+    [mine] = read_attempts(run_dir)
+    assert (mine.exit_code, mine.cause, mine.ended is None) == (77, "refused", False)
+
+
+def test_a_bug_ends_with_1_and_a_traceback(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "images.arrow").mkdir()
+
+    assert base.run_job("prepare", str(run_dir)) == 1
+
+    assert "Traceback" in capfd.readouterr().err
+    assert read_attempts(run_dir)[0].cause == "crash"
+
+
+def test_a_spent_rollback_budget_ends_with_76(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def spent(*_: object) -> None:
+        raise RollbackExhaustedError("the state went bad 6 times")
+
+    monkeypatch.setattr(base, "_work", spent)
+
+    assert base.run_job("evaluate", str(run_dir)) == 76
+    assert "went bad" in capfd.readouterr().err
+
+
+def test_a_second_process_on_the_run_is_refused_and_changes_nothing(
+    run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with attempt(run_dir, "merge"):
+        assert base.run_job("prepare", str(run_dir)) == 5
+
+    assert "already running" in capfd.readouterr().err
+    assert not (run_dir / "images.arrow").exists()
+
+
+def test_a_signal_makes_a_stage_ask_for_another_start(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(base, "_make_boxes", interrupted)
+
+    assert base.run_job("shards", str(run_dir)) == 75
+
+    assert (read_attempts(run_dir)[0].exit_code, read_attempts(run_dir)[0].cause) == (75, "stopped")
+    assert [record["state"] for record in read(run_dir) if record["kind"] == "run"][-1] == "stopped"
+
+
+def test_a_stage_stops_once_its_parent_is_gone(run_dir: Path) -> None:
+    """The stage's parent is a shell that is killed while the stage searches."""
+    source = (
+        "import time; from jobs import base; from pathlib import Path\n"
+        f"def wait(*_): Path({str(run_dir / 'ready')!r}).touch(); time.sleep(30)\n"
+        "base._make_boxes = wait; base._PARENT_POLL_S = 0.05; base._stop_without_parent()\n"
+        f"raise SystemExit(base.run_job('shards', {str(run_dir)!r}))"
+    )
+    parent = subprocess.Popen(["/bin/sh", "-c", '"$0" -c "$1" & wait', sys.executable, source])
+    deadline = time.monotonic() + 20
+    while not (run_dir / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    parent.kill()
+    parent.wait()
+
+    while read_attempts(run_dir)[0].ended is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert read_attempts(run_dir)[0].exit_code == 75
+
+
+@pytest.mark.parametrize(
+    ("code", "process", "is_cancelled", "is_requeued"),
+    [(75, "0", False, True), (75, "1", False, False), (75, "0", True, False), (1, "0", False, False)],
+)
+def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_queue(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    process: str,
+    is_cancelled: bool,
+    is_requeued: bool,
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_PROCID", process)
+    monkeypatch.setattr(base, "run_job", lambda *_: code)
+    if is_cancelled:
+        (tmp_path / "cancelled").touch()
+
+    with pytest.raises(SystemExit) as ended:
+        base.run_slurm_job("train", str(tmp_path))
+
+    assert ended.value.code == code
+    asked = tmp_path / "asked"
+    assert (asked.read_text() == "requeue 17\n") if is_requeued else not asked.exists()
+
+
+def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(base, "run_job", lambda *_: 0)
+
+    base.run_slurm_job("train", str(tmp_path))
+
+
+def test_an_attempt_says_who_owns_it(run_dir: Path) -> None:
+    base.run_job("prepare", str(run_dir))
+
+    document = json.loads((run_dir / "attempts" / "0001" / "attempt.json").read_text())
+    assert document["pid"] == os.getpid()
