@@ -11,6 +11,7 @@ SIGTERM and SIGUSR2 make a `stop` file that rank 0 watches: the workers write a 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -23,6 +24,9 @@ from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.checkpoint import layout
+from univip.observe import NullObserver, Observer
+
+_STATES = {ExitCode.DONE: "done", ExitCode.REQUEUE: "stopped"}
 
 
 def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
@@ -35,36 +39,34 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     # Its tracebacks are of its own waiting; what went wrong stands in the outcome files.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     multiprocessing.set_forkserver_preload(["torch._dynamo", "jobs.worker"])
-    attempt_dir = attempt.directory(run_dir)
-    _stop_on_signals(attempt_dir)
+    _stop_on_signals(attempt.directory(run_dir) / STOP_FILE)
     node = os.environ.get("SLURM_NODEID", "0")
-    journal = Journal(run_dir, attempt=attempt.number, source=f"agent{node}")
-    journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
+    with Journal(run_dir, attempt=attempt.number, source=f"agent{node}") as journal:
+        journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
+        # Every node sees the same failures; one of them counts.
+        outcome = _rounds(config, run_dir, attempt, journal if node == "0" else NullObserver())
+        journal.record("run", state=_STATES.get(ExitCode(outcome.exit_code), "failed"))
+    return outcome
+
+
+def _rounds(config: Config, run_dir: Path, attempt: Attempt, observer: Observer) -> Outcome:
+    """Round after round, until one ends in a way that a new one would not change."""
     restarts_left = config.resilience.max_restarts
-    number = 0
-    try:
-        while True:
-            before = _newest_checkpoint(run_dir)
-            outcome = _run_round(config, run_dir, attempt, number)
-            if outcome.exit_code != ExitCode.CRASH:
-                return outcome
-            restarts_left = (
-                config.resilience.max_restarts if _newest_checkpoint(run_dir) > before else restarts_left - 1
-            )
-            if restarts_left < 0:
-                return Outcome(
-                    ExitCode.EXHAUSTED,
-                    outcome.cause,
-                    f"{config.resilience.max_restarts + 1} rounds ended without a new checkpoint; the last: "
-                    f"{outcome.message}",
-                )
-            if (attempt_dir / STOP_FILE).exists():
-                return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
-            number += 1
-            if node == "0":  # every node sees the same failure
-                journal.record("restart", cause=outcome.cause.value, message=outcome.message)
-    finally:
-        journal.close()
+    for number in itertools.count():
+        before = _newest_checkpoint(run_dir)
+        outcome = _run_round(config, run_dir, attempt, number)
+        if outcome.exit_code != ExitCode.CRASH:
+            return outcome
+        has_progressed = _newest_checkpoint(run_dir) > before
+        restarts_left = config.resilience.max_restarts if has_progressed else restarts_left - 1
+        if restarts_left < 0:
+            rounds = config.resilience.max_restarts + 1
+            message = f"{rounds} rounds ended without a new checkpoint; the last: {outcome.message}"
+            return Outcome(ExitCode.EXHAUSTED, outcome.cause, message)
+        if (attempt.directory(run_dir) / STOP_FILE).exists():
+            return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
+        observer.record("restart", cause=outcome.cause.value, message=outcome.message)
+    raise AssertionError("unreachable: rounds have no last number")
 
 
 def _run_round(config: Config, run_dir: Path, attempt: Attempt, number: int) -> Outcome:
@@ -137,9 +139,9 @@ def _newest_checkpoint(run_dir: Path) -> int:
     return max(layout.data_steps(run_dir / "checkpoints"), default=-1)
 
 
-def _stop_on_signals(attempt_dir: Path) -> None:
+def _stop_on_signals(stop_file: Path) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
-        (attempt_dir / STOP_FILE).touch()
+        stop_file.touch()
 
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, stop)

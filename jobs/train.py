@@ -27,6 +27,7 @@ from univip.engine.distributed import Group
 from univip.engine.state import TrainState
 from univip.engine.step import StepSettings
 from univip.engine.trainer import Ending, Loaded, Plan, Totals, Trainer
+from univip.errors import DataError
 from univip.methods.build import make_method
 from univip.models.momentum import target_momentum
 from univip.observe import Observer
@@ -138,11 +139,20 @@ def make_plan(config: Config, num_images: int, num_micro_batches: int) -> Plan:
 def make_source(config: Config, run_dir: Path, group: Group) -> BatchSource:
     """What this rank reads."""
     files = data_dir(run_dir)
+    index = ImageIndex.open(files / INDEX_NAME)
     is_byol = config.method.name is MethodName.byol
+    store = None if is_byol else ProposalStore.open(files / STORE_NAME)
+    for file in (index, store):
+        if file is not None and file.fingerprint != load_header(run_dir).fingerprint:
+            raise DataError(
+                f"index and boxes must be of the photographs of run `{run_dir.name}`, but are not.",
+                where=str(files),
+                fix="univip submit pipeline ... with the same options makes the run of these photographs",
+            )
     reader = SampleReader(
         data=config.data,
-        index=ImageIndex.open(files / INDEX_NAME),
-        store=None if is_byol else ProposalStore.open(files / STORE_NAME),
+        index=index,
+        store=store,
         views=views_of(config),
         proposals=config.proposals,
         seed=config.train.seed,

@@ -10,10 +10,11 @@ from jobs.requests import Request
 from launcher import render
 from launcher.runs import JOBS_FILE, RunState, State, read_state
 from launcher.slurm import living_jobs
-from launcher.summary import Summary, summarise
+from launcher.summary import summarise
 
 _POLL_S = 0.5
 _SLURM_POLL_S = 30.0
+_LAST_LINES = 5
 
 
 def follow(run_dir: Path) -> bool:
@@ -29,14 +30,14 @@ def follow(run_dir: Path) -> bool:
     try:
         with render.Progress() as progress:
             while not (state := read_state(run_dir)).is_over():
-                progress.update(_summary(run_dir, state))
+                progress.update(summarise(_worked_on(run_dir, state), state))
                 time.sleep(_POLL_S)
                 if time.monotonic() >= next_slurm_poll:
                     next_slurm_poll = time.monotonic() + _SLURM_POLL_S
                     if _has_left_slurm(run_dir):
                         state = read_state(run_dir)
                         break
-            progress.update(_summary(run_dir, state))
+            progress.update(summarise(_worked_on(run_dir, state), state))
     except KeyboardInterrupt:
         name = run_dir.name
         render.say(
@@ -47,20 +48,29 @@ def follow(run_dir: Path) -> bool:
         raise
     if state.state is State.done:
         return True
-    render.say(
-        f"{state.state} in {state.stage}: {state.cause or 'it ended without a word'}",
-        f"  where: {run_dir}",
-        f"  fix:   univip logs {run_dir.name}; then univip resume {run_dir.name}",
-    )
+    render.say(f"{state.state} in {state.stage}: {state.cause or 'it ended without a word'}")
+    render.say(*_last_words(run_dir, state))
+    name = run_dir.name
+    render.say(f"next       univip logs {name}; univip show {name}; univip resume {name}")
     return False
 
 
-def _summary(run_dir: Path, state: RunState) -> Summary:
-    """Of the run that the current stage works on: the boxes of a pipeline are a run of their own."""
+def _last_words(run_dir: Path, state: RunState) -> list[str]:
+    """The end of what the stage that failed printed."""
+    log = _worked_on(run_dir, state) / "logs" / f"{state.stage}.log"
+    if not log.exists():
+        return []
+    return [
+        f"  | {line}"
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+    ]
+
+
+def _worked_on(run_dir: Path, state: RunState) -> Path:
+    """The run that the current stage works on: the boxes of a pipeline are a run of their own."""
     request = Request.load(run_dir)
     stages = request.stages if request else []
-    worked_on = next((stage.run for stage in stages if stage.kind == state.stage), run_dir.name)
-    return summarise(run_dir.parent / worked_on, state)
+    return run_dir.parent / next((stage.run for stage in stages if stage.kind == state.stage), run_dir.name)
 
 
 def _has_left_slurm(run_dir: Path) -> bool:

@@ -106,7 +106,7 @@ def find_run(name: str) -> Path:
         RunNotFoundError: If it means no run, or several.
     """
     if (Path(name) / CONFIG_FILE).is_file():
-        return Path(name).absolute()
+        return Path(name).resolve()
     root = runs_root()
     runs = all_runs(root)
     if name == LAST and runs:
