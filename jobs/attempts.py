@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.outcomes import write_json
+from jobs.outcomes import Cause, ExitCode, write_json
 from univip.errors import UnivipError
 
 # Made in the attempt's folder by the agent or by `univip cancel`; rank 0 looks for it.
@@ -115,7 +115,7 @@ def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[At
     if exclusive:
         others = [other for other in living_attempts(run_dir) if other.number < mine.number]
         if others:
-            mine.ended, mine.exit_code, mine.cause = time.time(), 5, "refused"
+            mine.ended, mine.exit_code, mine.cause = time.time(), ExitCode.BUSY, Cause.BUSY
             mine.save(run_dir)
             raise RunBusyError(
                 f"run `{run_dir.name}` is already running: process {others[0].pid} on {others[0].host}",

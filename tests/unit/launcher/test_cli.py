@@ -1,0 +1,252 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from jobs.attempts import start_ticks
+from jobs.config import Config, RunHeader, RunKind, store
+from jobs.outcomes import write_json
+from jobs.requests import Request, stages_of
+from launcher.cli.main import run
+from monitoring.journal import Journal
+from univip.config import DataConfig
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNIVIP_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def run_dir(runs: Path) -> Path:
+    run_dir = runs / "univip-1"
+    run_dir.mkdir(parents=True)
+    store(Config(data=DataConfig(root="/x")), RunHeader("univip-1", RunKind.train, "f", 1), run_dir)
+    Request("pipeline", stages_of("pipeline", "univip-1", "", now=1.0)).save(run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    PIL.Image.new("RGB", (80, 80)).save(folder / "a.png")
+    return folder
+
+
+def owned_by(run_dir: Path, pid: int, host: str = "") -> None:
+    owner = {"pid": pid, "host": host or socket.gethostname(), "start_ticks": start_ticks(pid)}
+    write_json(run_dir / "supervisor.json", {**owner, "request": "1", "stages": [], "outcome": ""})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["sumbit"], 2, "the nearest are submit"),
+        (["submit", "everything"], 2, "proposals"),
+        (["status", "--wach"], 2, "--wach"),
+        (["submit", "pipeline"], 2, "`data.root` must be given"),
+        (["submit", "pipeline", "optim.lr=1"], 2, "optim.base_lr"),
+        (["submit", "pipeline", "data.root=/nowhere"], 1, "`data.root` must be an existing folder"),
+        (["logs", "nothing"], 3, "there is no run yet"),
+        (["cancel", "@last"], 3, "there is no run yet"),
+        (["show", "nothing"], 3, "there is no run yet"),
+        (["resume", "nothing"], 3, "there is no run yet"),
+        (["digest", "nothing"], 3, "there is no run yet"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_three_lines_and_its_exit_status(
+    runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, says: str
+) -> None:
+    assert run(arguments) == code
+
+    said = capsys.readouterr()
+    assert says in said.err
+    assert len(said.err.splitlines()) <= 3
+    assert said.out == ""
+    assert not runs.exists()
+
+
+def test_the_traceback_is_there_for_who_wants_it(runs: Path) -> None:
+    with pytest.raises(Exception, match="must name a run"):
+        run(["--verbose", "logs", "nothing"])
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+
+    out = capsys.readouterr().out
+    for verb in (
+        "demo",
+        "submit",
+        "status",
+        "logs",
+        "show",
+        "resume",
+        "cancel",
+        "monitor",
+        "digest",
+        "proposals",
+    ):
+        assert f"  {verb} " in out
+        assert run([verb, "--help"]) == 0
+
+
+def test_without_slurm_it_says_so_with_4(
+    runs: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    code = run(["submit", "pipeline", "data=folder", f"data.root='{photographs}'", "cluster=slurm"])
+
+    assert code == 4
+    assert "SLURM must accept the jobs" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_configuration_plan_and_scripts(
+    runs: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["data=folder", f"data.root='{photographs}'", "cluster=slurm", "cluster.partition='a b'"]
+
+    assert run(["submit", "pipeline", *overrides, "--dry-run"]) == 0
+
+    out = capsys.readouterr().out
+    assert "partition: a b" in out
+    assert "images     1" in out
+    assert out.count("#!/bin/bash") == 5
+    assert "#SBATCH --partition='a b'" in out
+    assert not runs.exists()
+
+
+def test_status_tells_every_run_in_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", "--json"]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["run"], told["state"], told["stage"]) == ("univip-1", "stopped", "prepare")
+
+
+def test_runs_are_looked_for_where_the_option_says(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--runs", str(run_dir.parent), "status", "--json"]) == 0
+
+    assert "univip-1" in capsys.readouterr().out
+
+
+def test_logs_show_every_process_and_can_be_narrowed(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "logs").mkdir()
+    (run_dir / "logs" / "train.log").write_text("one\ntwo\nthree\n")
+    ranks = run_dir / "attempts" / "0001" / "round-00"
+    ranks.mkdir(parents=True)
+    for rank in range(2):
+        (ranks / f"rank-{rank}.log").write_text(f"I am {rank}\n")
+
+    run(["logs", "@last", "-n", "2"])
+    everything = capsys.readouterr().out
+    run(["logs", "@last", "--rank", "1"])
+    narrowed = capsys.readouterr().out
+
+    assert "==> univip-1/logs/train.log <==\ntwo\nthree\n" in everything
+    assert "I am 0" in everything
+    assert narrowed == "==> univip-1/attempts/0001/round-00/rank-1.log <==\nI am 1\n"
+
+
+def test_logs_follow_until_the_run_is_over(run_dir: Path) -> None:
+    owner = subprocess.Popen(["sleep", "60"])
+    owned_by(run_dir, owner.pid)
+    (run_dir / "logs").mkdir()
+    log = run_dir / "logs" / "train.log"
+    log.write_text("before\n")
+    command = [sys.executable, "-m", "launcher.cli.main", "logs", "@last", "-f"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        said = [follower.stdout.readline() for _ in range(2)]
+
+        with log.open("a") as file:
+            file.write("after\n")
+        said.append(follower.stdout.readline())
+        owner.kill()
+        owner.wait()
+
+        assert follower.wait(20) == 0
+    assert said[1:] == ["before\n", "after\n"]
+
+
+def test_show_prints_configuration_and_journal(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(run_dir) as journal:
+        journal.record("step", data_step=3, loss=float("nan"), terms={"scene": 1.0})
+
+    run(["show", "@last", "config"])
+    assert "global_batch: 512" in capsys.readouterr().out
+    run(["show", "@last", "journal"])
+    assert "1.0 rank 0  step  data_step=3 loss=nan terms={scene 1}" in capsys.readouterr().out
+    run(["show", "@last"])
+    assert "stopped prepare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "number"), [([], signal.SIGTERM), (["--now"], signal.SIGINT)])
+def test_cancel_asks_the_supervisor(run_dir: Path, arguments: list[str], number: int) -> None:
+    with subprocess.Popen(["sleep", "60"]) as owner:
+        owned_by(run_dir, owner.pid)
+
+        assert run(["cancel", "@last", *arguments]) == 0
+
+        assert owner.wait(10) == -number
+
+
+def test_cancel_stops_a_stage_whose_supervisor_died(run_dir: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stage:
+        folder = run_dir / "attempts" / "0001"
+        folder.mkdir(parents=True)
+        own = {"number": 1, "stage": "train", "slurm_job_id": "", "started": time.time()}
+        owner = {"host": socket.gethostname(), "pid": stage.pid, "start_ticks": start_ticks(stage.pid)}
+        write_json(folder / "attempt.json", {**own, **owner})
+
+        assert run(["cancel", "@last"]) == 0
+
+        assert stage.wait(10) == -signal.SIGTERM
+
+
+def test_a_run_on_another_machine_is_cancelled_there(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owned_by(run_dir, os.getpid(), host="elsewhere")
+
+    assert run(["cancel", "@last"]) == 5
+
+    assert "ssh elsewhere univip cancel" in capsys.readouterr().err
+
+
+def test_cancelling_what_does_not_run_is_no_error(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cancel", "@last"]) == 0
+
+    assert "is not running" in capsys.readouterr().err
+
+
+def test_cancelling_on_slurm_marks_the_run_first(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scancel = run_dir / "scancel"
+    scancel.write_text(f'#!/bin/sh\nls {run_dir} > {run_dir}/seen; echo "$@" > {run_dir}/asked\n')
+    scancel.chmod(0o755)
+    monkeypatch.setenv("PATH", str(run_dir), prepend=os.pathsep)
+    write_json(run_dir / "jobs.json", {"jobs": [{"stage": "train", "id": "17"}]})
+
+    assert run(["cancel", "@last"]) == 0
+
+    assert (run_dir / "asked").read_text() == "--quiet 17\n"
+    assert "cancelled" in (run_dir / "seen").read_text().split()
+    assert run(["status", "--json"]) == 0
+
+
+def test_a_digest_needs_a_checkpoint(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["digest", "@last"]) == 1
+
+    assert "the run has no checkpoint yet" in capsys.readouterr().err

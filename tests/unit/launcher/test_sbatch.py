@@ -1,0 +1,247 @@
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig, RunHeader, RunKind
+from jobs.requests import Request, stages_of
+from launcher.errors import SlurmUnavailableError
+from launcher.plan import Plan
+from launcher.sbatch import render_slurm, slurm_jobs, submit_slurm
+from univip.errors import ConfigError
+
+CLUSTER = ClusterConfig(
+    kind=ClusterKind.slurm,
+    account="vision",
+    partition="gpu",
+    nodes=NodesConfig(min=1, max=4),
+    mem_gb=100.5,
+    setup=["module load cuda"],
+    extra={"mail-user": "me@example.org"},
+)
+
+
+def make_plan(runs: Path, cluster: ClusterConfig = CLUSTER, num_shards: int = 3) -> Plan:
+    config = Config(cluster=cluster, paths=PathsConfig(runs=str(runs)))
+    return Plan(
+        config=config,
+        header=RunHeader("univip-1", RunKind.train, "f" * 64, 500, "proposals-1"),
+        proposals=RunHeader("proposals-1", RunKind.proposals, "f" * 64, 500),
+        request=Request("pipeline", stages_of("pipeline", "univip-1", "proposals-1", now=1.0)),
+        num_shards=num_shards,
+        data_steps=10,
+        refused={},
+    )
+
+
+def flags(script: str) -> dict[str, str]:
+    """The #SBATCH lines of a script, read as a shell reads words."""
+    words = [shlex.split(line.removeprefix("#SBATCH ")) for line in script.splitlines() if "#SBATCH" in line]
+    return {word.partition("=")[0]: word.partition("=")[2] for [word] in words}
+
+
+def test_the_script_of_training_asks_for_what_was_configured(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    script = render_slurm(slurm_jobs(make_plan(runs)))[3]
+
+    folder = runs / "univip-1" / "submitit"
+    assert script.replace(str(folder), "FOLDER").replace(shlex.quote(sys.executable), "PYTHON") == GOLDEN
+
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=vision
+#SBATCH --comment=univip-1
+#SBATCH --cpus-per-task=64
+#SBATCH --dependency='afterok:<merge>'
+#SBATCH --error=FOLDER/%j_0_log.err
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=univip-train
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mail-user=me@example.org
+#SBATCH --mem=102912M
+#SBATCH --no-kill
+#SBATCH --nodes=1-4
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=FOLDER/%j_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+module load cuda
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 --no-kill \
+--kill-on-bad-exit=0 --wait=0 PYTHON -u -m submitit.core._submit FOLDER
+"""
+
+
+def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
+    cluster = replace(CLUSTER, array_parallelism=2, shard_cpus=4, shard_time_h=0.5)
+
+    shards = flags(render_slurm(slurm_jobs(make_plan(tmp_path, cluster)))[1])
+
+    assert shards["--array"] == "0-2%2"
+    assert (shards["--cpus-per-task"], shards["--time"], shards["--nodes"]) == ("4", "30", "1")
+    assert "--gpus-per-node" not in shards
+
+
+def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> None:
+    evaluate = flags(render_slurm(slurm_jobs(make_plan(tmp_path)))[4])
+
+    assert (evaluate["--gpus-per-node"], evaluate["--cpus-per-task"]) == ("1", "8")
+    assert evaluate["--dependency"] == "afterok:<train>"
+
+
+def test_rendering_writes_nothing_and_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    assert len(render_slurm(slurm_jobs(make_plan(tmp_path / "runs")))) == 5
+
+    assert list(tmp_path.iterdir()) == []
+
+
+NASTY = [
+    "a b",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "x; touch pwned",
+    "x' ; touch pwned; '",
+    'x" && touch pwned "',
+]
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_a_nasty_value_stays_a_value(tmp_path: Path, nasty: str) -> None:
+    """The script runs in a real shell with a stand-in for srun that tells its last argument."""
+    cluster = replace(
+        CLUSTER,
+        account=nasty,
+        partition=nasty,
+        qos=nasty,
+        constraint=nasty,
+        setup=[],
+        extra={"comment": nasty},
+    )
+    runs = tmp_path / nasty
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "srun").write_text('#!/bin/sh\nfor last; do :; done; printf "%s" "$last"\n')
+    (bin_folder / "srun").chmod(0o755)
+
+    script = render_slurm(slurm_jobs(make_plan(runs, cluster)))[3]
+    ran = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={"PATH": f"{bin_folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert ran.stdout == str(runs / "univip-1" / "submitit")
+    assert not (tmp_path / "pwned").exists()
+    asked = flags(script)
+    assert [asked[name] for name in ("--account", "--partition", "--qos", "--constraint", "--comment")] == [
+        nasty
+    ] * 5
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        (replace(CLUSTER, account="a\ntouch pwned"), r"`cluster\.account` must be one line"),
+        (replace(CLUSTER, partition="a\r"), r"`cluster\.partition` must be one line"),
+        (replace(CLUSTER, qos="a\x00"), r"`cluster\.qos` must be one line"),
+        (replace(CLUSTER, setup=["a", "b\nc"]), r"`cluster\.setup\[1\]` must be one line"),
+        (replace(CLUSTER, extra={"gres": "a\nb"}), r"`cluster\.extra\.gres` must be one line"),
+        (replace(CLUSTER, extra={"gres\n#SBATCH --x": "a"}), r"`cluster\.extra` must name sbatch options"),
+        (replace(CLUSTER, extra={"--gres": "a"}), r"`cluster\.extra` must name sbatch options"),
+    ],
+)
+def test_a_value_that_would_leave_its_line_is_refused(
+    tmp_path: Path, cluster: ClusterConfig, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        slurm_jobs(make_plan(tmp_path, cluster))
+
+
+def test_a_folder_that_slurm_would_rewrite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`paths\.runs` must be free of `%`"):
+        slurm_jobs(make_plan(tmp_path / "100%j"))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for SLURM's commands that count jobs and keep what they were given."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, text in {
+        "sbatch": f'cd {folder}; n=$(ls | grep -c ^job); cp "$1" job-$n; '
+        '[ -f refuse-$n ] && echo "no such partition" >&2 && exit 1; echo "Submitted batch job 10$n"',
+        "srun": "exit 0",
+        "scancel": f'echo "$@" >> {folder}/cancelled',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, slurm: Path) -> None:
+    ids = submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")))
+
+    assert ids == ["100", "101", "102", "103", "104"]
+    scripts = [(slurm / f"job-{number}").read_text() for number in range(5)]
+    assert [flags(script).get("--dependency") for script in scripts] == [
+        None,
+        "afterok:100",
+        "afterok:101",
+        "afterok:102",
+        "afterok:103",
+    ]
+
+
+def test_what_submitit_pickles_is_a_function_by_name_and_two_strings(tmp_path: Path, slurm: Path) -> None:
+    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")))
+
+    folder = tmp_path / "runs" / "proposals-1" / "submitit"
+    pickled = {path.name: path.read_bytes() for path in folder.glob("*_submitted.pkl")}
+    assert sorted(pickled) == [
+        "100_submitted.pkl",
+        "101_0_submitted.pkl",
+        "101_1_submitted.pkl",
+        "101_2_submitted.pkl",
+        "102_submitted.pkl",
+    ]
+    submission = pickle.loads(pickled["101_2_submitted.pkl"])
+    assert (submission.function.__module__, submission.function.__name__) == ("jobs.base", "run_slurm_job")
+    assert submission.args == ("shard:2", str(tmp_path / "runs" / "proposals-1"))
+    assert b"run_slurm_job" in pickled["100_submitted.pkl"]  # by name: edited code is the code that runs
+    assert len(pickled["100_submitted.pkl"]) < 1000
+
+
+def test_a_refusal_of_one_job_withdraws_the_others(tmp_path: Path, slurm: Path) -> None:
+    (slurm / "refuse-2").touch()
+
+    with pytest.raises(SlurmUnavailableError, match="no such partition"):
+        submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")))
+
+    assert (slurm / "cancelled").read_text() == "--quiet 100 101\n"
+
+
+def test_one_shard_needs_no_array(tmp_path: Path, slurm: Path) -> None:
+    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs", num_shards=1)))
+
+    assert "--array" not in flags((slurm / "job-1").read_text())

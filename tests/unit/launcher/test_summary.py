@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.runs import RunState, State
+from launcher.summary import Summary, summarise
+
+RUNNING = RunState(State.running, "train", attempt=1)
+
+
+def write(run_dir: Path, name: str, records: list[dict[str, Any]]) -> None:
+    path = run_dir / "journal" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    envelope = {"v": 1, "seq": 0, "attempt": 1, "round": 0, "rank": 0, "step": None, "data_step": None}
+    lines = [json.dumps({**envelope, **record}) for record in records]
+    path.write_text("".join(f"{line}\n" for line in lines) + '{"torn')
+
+
+def step(number: int, at: float, images: int, loss: Any = 3.5) -> dict[str, Any]:
+    own = {"kind": "step", "time": at, "data_step": number, "target": 100, "images": images}
+    return {**own, "loss": loss, "terms": {"scene": 1.5}}
+
+
+def test_progress_rate_and_eta_come_from_the_newest_steps(tmp_path: Path) -> None:
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(10, 0.0, 320), step(20, 5.0, 640), step(30, 10.0, 960)])
+
+    summary = summarise(tmp_path, RUNNING)
+
+    assert (summary.done, summary.target, summary.loss) == (30, 100, 3.5)
+    assert summary.rate == pytest.approx(64.0)
+    assert summary.eta_s == pytest.approx(35.0)
+
+
+def test_the_time_between_two_attempts_counts_for_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(10, 0.0, 320), step(20, 5.0, 640)])
+    write(tmp_path, "0002.00-rank0000.jsonl", [step(21, 5000.0, 672), step(31, 5005.0, 992)])
+
+    assert summarise(tmp_path, RUNNING).rate == pytest.approx(64.0)
+
+
+def test_a_rollback_is_told_and_does_not_spoil_the_rate(tmp_path: Path) -> None:
+    rollback = {"kind": "rollback", "time": 6.0, "data_step": 20, "target": 10, "reason": "nonfinite"}
+    write(
+        tmp_path,
+        "0001.00-rank0000.jsonl",
+        [
+            step(10, 0.0, 320),
+            step(20, 5.0, 640),
+            {**rollback, "where": "loss"},
+            step(11, 10.0, 672),
+            step(21, 15.0, 992),
+        ],
+    )
+
+    summary = summarise(tmp_path, RUNNING)
+
+    assert summary.problem == "rolled back to data step 10: nonfinite in loss"
+    assert summary.eta_s is not None
+    assert summary.eta_s == pytest.approx(79 / 2)
+
+
+def test_non_finite_losses_are_shown_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(1, 0.0, 32, "NaN")])
+
+    assert str(summarise(tmp_path, RUNNING).loss) == "nan"
+
+
+def test_boxes_are_counted_over_shards(tmp_path: Path) -> None:
+    def progress(shard: int, done: int, at: float) -> dict[str, Any]:
+        return {"kind": "proposals", "time": at, "shard": shard, "images_done": done, "images": 8, "boxes": 9}
+
+    write(
+        tmp_path,
+        "0001.00-shards.jsonl",
+        [
+            {"kind": "run", "time": 0.0, "state": "proposals", "num_images": 24},
+            {"kind": "shard", "time": 0.0, "shard": 0, "state": "running"},
+            progress(0, 4, 1.0),
+            progress(0, 8, 2.0),
+            {"kind": "shard", "time": 2.0, "shard": 0, "state": "done"},
+            progress(1, 4, 3.0),
+        ],
+    )
+
+    summary = summarise(tmp_path, RunState(State.running, "shards", attempt=1))
+
+    assert (summary.done, summary.target, summary.shards_done) == (12, 24, 1)
+    assert summary.rate == pytest.approx(4.0)
+    assert summary.eta_s == pytest.approx(3.0)
+
+
+def test_a_run_that_is_over_has_no_rate_and_no_eta(tmp_path: Path) -> None:
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(10, 0.0, 320), step(20, 5.0, 640)])
+
+    summary = summarise(tmp_path, RunState(State.failed, "train", "crash", 1))
+
+    assert (summary.done, summary.rate, summary.eta_s) == (20, None, None)
+
+
+def test_a_run_without_a_journal_is_no_error(tmp_path: Path) -> None:
+    summary = summarise(tmp_path, RunState(State.queued, "prepare"))
+
+    assert summary == Summary(tmp_path.name, RunState(State.queued, "prepare"))
+    assert summary.to_json()["state"] == "queued"
+
+
+def test_only_the_end_of_a_long_journal_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [step(number, number * 0.5, number * 32) for number in range(20_000)]
+    write(tmp_path, "0001.00-rank0000.jsonl", records)
+    size = (tmp_path / "journal" / "0001.00-rank0000.jsonl").stat().st_size
+    assert size > 50 * 65_536
+
+    monkeypatch.setattr("monitoring.journal.JournalFile.next_block", None)
+
+    assert summarise(tmp_path, RUNNING).done == 19_999
