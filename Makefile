@@ -20,6 +20,9 @@ test: .venv/installed
 slow: .venv/installed
 	$(BIN)/python -m pytest -m "slow and not gpu and not slurm"
 
+bench: .venv/installed
+	$(BIN)/univip bench step
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

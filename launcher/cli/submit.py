@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help='Print {"run", "run_dir", "jobs"}.')
 @click.option("--wait", is_flag=True, help="Follow to the end; exit 0 only if every stage is done.")
 def command(what: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, wait: bool) -> None:
-    r"""Make boxes (proposals), train, evaluate, or all of it (pipeline).
+    """Make boxes (proposals), train, evaluate, or all of it (pipeline).
 
     The same request finds the same run: it reports or resumes it, and never starts a twin.
 
     \b
     univip submit pipeline data=coco data.root=/data/coco experiment=coco_univip
     univip submit pipeline data=folder data.root=~/photographs debug=small --wait
-    """
+    """  # noqa: D301 - a backspace is how click is told to keep the lines
     from jobs.compose import compose
     from launcher import render
     from launcher.plan import make_plan
