@@ -7,8 +7,9 @@ of its features. The result is reported whichever way it goes.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,15 @@ from univip.data.augment import MEAN, STD
 from univip.data.decode import decode
 from univip.data.images import ImageIndex, write_index
 from univip.data.scan import annotation_file, scan, split_names
-from univip.errors import CheckpointError, ImageError
+from univip.errors import CheckpointError, DataError, ImageError
 from univip.evaluation.knn import knn_scores, mean_average_precision, top1_accuracy
 from univip.evaluation.labels import Labels, read_labels
 from univip.evaluation.spectrum import effective_rank, feature_std
-from univip.observe import Observer
+from univip.models.norm import commit_statistics
+from univip.observe import NullObserver, Observer
 
 RESULT = "evaluate.json"
+CALIBRATION_BATCHES = 32  # the running statistics weigh the newest batches most; more would be forgotten
 
 
 def evaluate(config: Config, run_dir: Path, observer: Observer) -> None:
@@ -63,33 +66,43 @@ def evaluate(config: Config, run_dir: Path, observer: Observer) -> None:
 def measure(config: Config, run_dir: Path, checkpoint: Path, observer: Observer) -> dict[str, Any]:
     """Metrics of the trained and of the untrained backbone on the same photographs.
 
+    The untrained network gets the normalisation statistics of some of the photographs first: with those it
+    was made with, it would be a weaker opponent than a random network is.
+
     Returns:
         `trained` and `untrained`, each with `feature_std`, `effective_rank` and, where there are labels,
-        `top1` (one class per image) or `mean_average_precision` (several); and what was measured on.
+        `mean_average_precision` and, with one class per image, `top1`; and what was measured on.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
-    bank_index = ImageIndex.open(data_dir(run_dir) / INDEX_NAME)
-    bank = Photographs(config.data, bank_index, config, observer)
+    index = ImageIndex.open(data_dir(run_dir) / INDEX_NAME)
+    bank = Photographs(config.data, index, config, observer)
     queries = _query_photographs(config, run_dir, observer)
-    network = fresh_method(config, device).online
-    backbone = network.get_submodule("backbone")
-    untrained = _features(backbone, bank, queries, device)
-    _load_backbone(backbone, checkpoint)
-    trained = _features(backbone, bank, queries, device)
+    untrained = fresh_method(config, device).online.get_submodule("backbone")
+    trained = fresh_method(config, device).online.get_submodule("backbone")
+    _load_backbone(trained, checkpoint)
+    _calibrate(untrained, Photographs(config.data, index, config, NullObserver()), device)
 
-    bank_labels = _labels(config.data, bank, trained.bank_rows)
-    query_labels = bank_labels if queries is None else _labels(queries.data, queries, trained.query_rows)
-    manifest = layout.read_manifest(checkpoint)
+    bank_rows, bank_features = _features([trained, untrained], bank, device)
+    bank_labels = _labels(config.data, bank, bank_rows)
+    if queries is None:
+        rows, features, labels = bank_rows, bank_features, bank_labels
+    else:
+        rows, features = _features([trained, untrained], queries, device)
+        labels = _labels(queries.data, queries, rows)
+    metrics = [
+        _metrics(query, reference, bank_labels, labels, config.evaluate, leave_one_out=queries is None)
+        for query, reference in zip(features, bank_features, strict=True)
+    ]
     return {
         "protocol": "knn",
-        "checkpoint_data_step": manifest.data_step,
+        "checkpoint_data_step": layout.read_manifest(checkpoint).data_step,
         "split": split_names((queries or bank).data.split),
-        "num_images": len(trained.query_rows),
-        "num_classes": len(query_labels.names) if query_labels else 0,
+        "num_images": len(rows),
+        "num_classes": len(labels.names) if labels else 0,
         "neighbours": config.evaluate.neighbours,
-        "trained": _metrics(trained, bank_labels, query_labels, config.evaluate),
-        "untrained": _metrics(untrained, bank_labels, query_labels, config.evaluate),
+        "trained": metrics[0],
+        "untrained": metrics[1],
     }
 
 
@@ -131,34 +144,39 @@ class Photographs:
             yield rows, torch.from_numpy(np.stack(pixels))
 
 
-class Features:
-    """Features of bank and queries with the rows of the photographs they belong to."""
-
-    def __init__(self, bank: tuple[list[int], Tensor], queries: tuple[list[int], Tensor] | None) -> None:
-        self.bank_rows, self.bank = bank
-        self.query_rows, self.queries = queries or bank
-        self.leave_one_out = queries is None
-
-
+@torch.no_grad()
 def _features(
-    backbone: nn.Module, bank: Photographs, queries: Photographs | None, device: torch.device
-) -> Features:
-    backbone.eval()
-    return Features(
-        _forward(backbone, bank, device), None if queries is None else _forward(backbone, queries, device)
-    )
+    backbones: Sequence[nn.Module], photographs: Photographs, device: torch.device
+) -> tuple[list[int], list[Tensor]]:
+    """Rows of the readable photographs, and their features [N, D] by each backbone; reads every file once."""
+    rows: list[int] = []
+    features: list[list[Tensor]] = [[] for _ in backbones]
+    for backbone in backbones:
+        backbone.eval()
+    for batch_rows, pixels in photographs.batches():
+        rows += batch_rows
+        images = _normalise(pixels, device)
+        for backbone, column in zip(backbones, features, strict=True):
+            column.append(backbone(images).float().cpu())
+    if not rows:
+        raise DataError(
+            "no photograph of the split can be read.", where=photographs.data.root, fix="restore them"
+        )
+    return rows, [torch.cat(column) for column in features]
 
 
 @torch.no_grad()
-def _forward(backbone: nn.Module, photographs: Photographs, device: torch.device) -> tuple[list[int], Tensor]:
+def _calibrate(backbone: nn.Module, photographs: Photographs, device: torch.device) -> None:
+    backbone.train()
+    for _, pixels in itertools.islice(photographs.batches(), CALIBRATION_BATCHES):
+        backbone(_normalise(pixels, device))
+        commit_statistics(backbone)
+
+
+def _normalise(pixels: Tensor, device: torch.device) -> Tensor:
     mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
     std = torch.tensor(STD, device=device).view(3, 1, 1)
-    rows: list[int] = []
-    features: list[Tensor] = []
-    for batch_rows, pixels in photographs.batches():
-        rows += batch_rows
-        features.append(backbone((pixels.to(device).float() / 255 - mean) / std).float().cpu())
-    return rows, torch.cat(features)
+    return (pixels.to(device).float() / 255 - mean) / std
 
 
 def _query_photographs(config: Config, run_dir: Path, observer: Observer) -> Photographs | None:
@@ -189,25 +207,28 @@ def _load_backbone(backbone: nn.Module, checkpoint: Path) -> None:
 
 
 def _metrics(
-    features: Features, bank_labels: Labels | None, query_labels: Labels | None, config: EvaluateConfig
+    queries: Tensor,
+    bank: Tensor,
+    bank_labels: Labels | None,
+    labels: Labels | None,
+    config: EvaluateConfig,
+    *,
+    leave_one_out: bool,
 ) -> dict[str, float]:
-    metrics = {
-        "feature_std": float(feature_std(features.queries)),
-        "effective_rank": effective_rank(features.queries),
-    }
-    if bank_labels is None or query_labels is None:
+    metrics = {"feature_std": float(feature_std(queries)), "effective_rank": effective_rank(queries)}
+    if bank_labels is None or labels is None:
         return metrics
     scores = knn_scores(
-        features.queries,
-        features.bank,
+        queries,
+        bank,
         bank_labels.positive,
         neighbours=config.neighbours,
         temperature=config.temperature,
-        leave_one_out=features.leave_one_out,
+        leave_one_out=leave_one_out,
     )
-    if bool((query_labels.positive.sum(dim=1) == 1).all()):
-        metrics["top1"] = top1_accuracy(scores, query_labels.positive)
-    average = mean_average_precision(scores, query_labels.positive, query_labels.known)
+    if bool((labels.positive.sum(dim=1) == 1).all()):
+        metrics["top1"] = top1_accuracy(scores, labels.positive)
+    average = mean_average_precision(scores, labels.positive, labels.known)
     if not math.isnan(average):
         metrics["mean_average_precision"] = average
     return metrics

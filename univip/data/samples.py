@@ -25,7 +25,7 @@ from univip.data.draws import Draws, Purpose, SampleKey
 from univip.data.images import ImageIndex
 from univip.data.proposals import ProposalStore
 from univip.data.views import SampledViews, sample_views
-from univip.errors import DataError, ImageError
+from univip.errors import DataError, ImageError, UnivipError
 from univip.types import Boxes, Image
 
 MAX_SUBSTITUTES = 10
@@ -71,6 +71,7 @@ class SampleReader:
 
         Raises:
             DataError: So many photographs cannot be read that no substitute was found.
+            UnivipError: The folder of photographs has gone away.
         """
         samples = [self.sample(int(epoch), int(row)) for epoch, row in zip(epochs, rows, strict=True)]
         return HostBatch(
@@ -137,6 +138,10 @@ class SampleReader:
             except ImageError as error:
                 image_id = int(self.index.ids[candidate])
                 failures.append(Failure(image_id, self.index.path(candidate), error.reason))
+        root = Path(self.data.root)
+        if not root.is_dir() or not any(root.iterdir()):
+            # A file system that went away may come back: no reason to give the run up.
+            raise UnivipError("`data.root` cannot be reached.", where=str(root), fix="mount it, then resume")
         tried = ", ".join(f"{failure.path} ({failure.reason})" for failure in failures[:3])
         raise DataError(
             f"`data.root` must hold usable images, but {len(failures)} in a row are not: {tried}, ...",

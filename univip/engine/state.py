@@ -79,7 +79,8 @@ class TrainState:
         self.optimizer.state.clear()
         for _, slot, name in slots:
             parameter = parameters[name]
-            value = tensors[f"optimizer.{slot}.{name}"].to(parameter.device)
+            # A copy: a loaded tensor is the mapped file, which would keep the space of a pruned checkpoint.
+            value = tensors[f"optimizer.{slot}.{name}"].to(parameter.device, copy=True)
             self.optimizer.state[parameter][slot] = value
         self.data_step = _integer(facts, "data_step")
         self.step = _integer(facts, "step")

@@ -32,7 +32,7 @@ class StepReport(NamedTuple):
     loss: float
     terms: dict[str, float]
     gradient_norm: float
-    statistics: dict[str, float]  # of rank 0's last micro-batch
+    statistics: dict[str, float]  # of this rank's last micro-batch
     counts: dict[str, float]  # summed over ranks
     stop_requested: bool
 
@@ -121,9 +121,11 @@ def train_step(
         gradients, reduced = buffer.reduce(group, torch.cat([tail, extra.to(tail.device)]))
         gradient_norm = torch.linalg.vector_norm(gradients)
         # The only read of the device in a step.
-        values = torch.cat([reduced, gradient_norm.view(1)]).tolist()
+        own = [value.to(reduced) for value in (gradient_norm, *statistics.values())]
+        values = torch.cat([reduced, torch.stack(own)]).tolist()
     size = 1 + len(terms)
-    losses, (bad_states, bad_losses, stops), norm = values[:size], values[size : size + 3], values[-1]
+    end = len(reduced)
+    losses, (bad_states, bad_losses, stops), norm = values[:size], values[size : size + 3], values[end]
     judgement = state.guard.judge(
         Health(state=bad_states > 0, loss=bad_losses > 0, gradient=not _is_finite(norm))
     )
@@ -144,8 +146,8 @@ def train_step(
         loss=losses[0],
         terms=dict(zip(terms, losses[1:], strict=True)),
         gradient_norm=norm,
-        statistics={name: float(value) for name, value in statistics.items()} if group.is_main else {},
-        counts=dict(zip(counts, values[size + 3 : -1], strict=True)),
+        statistics=dict(zip(statistics, values[end + 1 :], strict=True)),
+        counts=dict(zip(counts, values[size + 3 : end], strict=True)),
         stop_requested=stops > 0,
     )
 
