@@ -3,8 +3,8 @@
 torch's elastic agent forms the process group and notices a dead worker; it restarts nothing by itself. Every
 worker leaves an outcome file, and the loop here decides from those: 76 and 77 end the job, 75 asks for a
 requeue, anything else is a new round, on a budget that refills whenever a round made progress. Workers are
-forked from a server that has torch loaded already, so a new round costs a fraction of a second instead of an
-import.
+forked from a server that has everything loaded already, so a new round costs a fraction of a second instead
+of an import.
 
 SIGTERM and SIGUSR2 make a `stop` file that rank 0 watches: the workers write a checkpoint and end with 75.
 """
@@ -16,6 +16,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
+import traceback
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import FrameType
 
@@ -26,25 +29,28 @@ from monitoring.journal import Journal
 from univip.checkpoint import layout
 from univip.observe import NullObserver, Observer
 
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
+MAX_PAUSE_S = 60.0  # between two rounds
+_POLL_S = 0.2
 _STATES = {ExitCode.DONE: "done", ExitCode.REQUEUE: "stopped"}
 
 
 def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     """Run rounds of workers until the training is done or cannot go on."""
-    # Loaded here so that neither the first exception the agent logs nor a restart pays for it.
-    import torch._dynamo  # noqa: F401
-
+    _stop_on_signals(attempt.directory(run_dir) / STOP_FILE)
+    _start_server()
     # The agent's shared store keeps addresses of dead workers across rounds (pytorch#167288).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # Its tracebacks are of its own waiting; what went wrong stands in the outcome files.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    multiprocessing.set_forkserver_preload(["torch._dynamo", "jobs.worker"])
-    _stop_on_signals(attempt.directory(run_dir) / STOP_FILE)
+    # Its tracebacks are of its own waiting; what went wrong stands in the outcome files. And the first that
+    # is logged loads torch._dynamo, which takes seconds.
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     node = os.environ.get("SLURM_NODEID", "0")
     with Journal(run_dir, attempt=attempt.number, source=f"agent{node}") as journal:
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
         # Every node sees the same failures; one of them counts.
-        outcome = _rounds(config, run_dir, attempt, journal if node == "0" else NullObserver())
+        observer = journal if node == "0" else NullObserver()
+        outcome = _rounds(config, run_dir, attempt, observer)
         journal.record("run", state=_STATES.get(ExitCode(outcome.exit_code), "failed"))
     return outcome
 
@@ -54,7 +60,11 @@ def _rounds(config: Config, run_dir: Path, attempt: Attempt, observer: Observer)
     restarts_left = config.resilience.max_restarts
     for number in itertools.count():
         before = _newest_checkpoint(run_dir)
-        outcome = _run_round(config, run_dir, attempt, number)
+        try:
+            outcome = _run_round(config, run_dir, attempt, number)
+        except Exception as error:  # noqa: BLE001 - of the rendezvous, say: a new round may do better
+            traceback.print_exc()
+            outcome = Outcome.of_error(error)
         if outcome.exit_code != ExitCode.CRASH:
             return outcome
         has_progressed = _newest_checkpoint(run_dir) > before
@@ -63,20 +73,47 @@ def _rounds(config: Config, run_dir: Path, attempt: Attempt, observer: Observer)
             rounds = config.resilience.max_restarts + 1
             message = f"{rounds} rounds ended without a new checkpoint; the last: {outcome.message}"
             return Outcome(ExitCode.EXHAUSTED, outcome.cause, message)
-        if (attempt.directory(run_dir) / STOP_FILE).exists():
-            return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
         observer.record("restart", cause=outcome.cause.value, message=outcome.message)
+        # The first new round starts at once; what outlasts it, such as a lost mount, is given time.
+        failures = config.resilience.max_restarts - restarts_left
+        pause_s = 2.0**failures - 1.0 if failures > 1 else 0.0
+        if _is_stopped_within(pause_s, attempt.directory(run_dir) / STOP_FILE):
+            return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
     raise AssertionError("unreachable: rounds have no last number")
+
+
+def _is_stopped_within(pause_s: float, stop_file: Path) -> bool:
+    """Wait, unless asked to stop."""
+    end = time.monotonic() + min(pause_s, MAX_PAUSE_S)
+    while not stop_file.exists() and time.monotonic() < end:
+        time.sleep(_POLL_S)
+    return stop_file.exists()
+
+
+def _start_server() -> None:
+    """Start the process that workers are forked from; it loads torch while this one does."""
+    multiprocessing.set_forkserver_preload(["jobs.agent", "jobs.worker"])
+    # SLURM signals every process of a step, and workers end without their server. What is blocked here stays
+    # blocked in what is started; a signal that comes meanwhile is kept for this process.
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # each time: the tracker unblocks some
+        start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+def _work(run_dir: str, attempt: Attempt, number: int) -> int:
+    """What a worker runs. Named here because the agent would have to load `jobs.worker` to name it there."""
+    from jobs import worker
+
+    return worker.main(run_dir, attempt, number)
 
 
 def _run_round(config: Config, run_dir: Path, attempt: Attempt, number: int) -> Outcome:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from jobs import worker
-
     directory = attempt.round_directory(run_dir, number)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     launch = LaunchConfig(
         min_nodes=config.cluster.nodes.min,
         max_nodes=config.cluster.nodes.max,
@@ -90,7 +127,7 @@ def _run_round(config: Config, run_dir: Path, attempt: Attempt, number: int) -> 
         signals_to_handle="SIGQUIT",
     )
     try:
-        elastic_launch(launch, worker.main)(str(run_dir), attempt, number)
+        elastic_launch(launch, _work)(str(run_dir), attempt, number)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return _judge(directory, f"rank {rank} ended with exit code {failure.exitcode}", failure.exitcode)
@@ -143,5 +180,5 @@ def _stop_on_signals(stop_file: Path) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         stop_file.touch()
 
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         signal.signal(number, stop)

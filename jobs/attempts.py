@@ -12,8 +12,8 @@ import errno
 import json
 import os
 import socket
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +39,7 @@ class Attempt:
         start_ticks: Start time of `pid` in clock ticks since boot; tells a reused pid from the owner.
         exit_code: None while it runs, or where it died without a word.
         cause: One of `jobs.outcomes.Cause`, once it ended.
+        message: The cause in words; empty where it ended well.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Attempt:
     ended: float | None = None
     exit_code: int | None = None
     cause: str = ""
+    message: str = ""
 
     def directory(self, run_dir: Path) -> Path:
         """Folder of this attempt's outcome files and logs."""
@@ -110,10 +112,18 @@ def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[At
     Raises:
         RunBusyError: If the run has a living owner.
     """
-    (run_dir / "attempts").mkdir(mode=0o700, exist_ok=True)
+    (run_dir / "attempts").mkdir(exist_ok=True)
     mine = _claim(run_dir, stage)
     if exclusive:
-        others = [other for other in living_attempts(run_dir) if other.number < mine.number]
+        others = [
+            other
+            for other in living_attempts(run_dir)
+            if other.number < mine.number
+            and not _was_requeued(other, mine)
+            # One that died on another host looks alive for ever; whoever needs its shard sees that it is
+            # missing.
+            and not other.stage.startswith("shard:")
+        ]
         if others:
             mine.ended, mine.exit_code, mine.cause = time.time(), ExitCode.BUSY, Cause.BUSY
             mine.save(run_dir)
@@ -129,6 +139,15 @@ def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[At
         mine.save(run_dir)
 
 
+def _was_requeued(other: Attempt, mine: Attempt) -> bool:
+    """Whether `other` was an earlier execution of this SLURM job, which may have died on another host.
+
+    SLURM executes a job once at a time. Tasks of one execution start together; the first decides.
+    """
+    is_first = os.environ.get("SLURM_PROCID", "0") == "0"
+    return is_first and mine.slurm_job_id != "" and other.slurm_job_id == mine.slurm_job_id
+
+
 def _claim(run_dir: Path, stage: str) -> Attempt:
     """Take the next free number: renaming a filled folder onto it succeeds for one process only."""
     folder = run_dir / "attempts"
@@ -141,7 +160,8 @@ def _claim(run_dir: Path, stage: str) -> Attempt:
         slurm_job_id=os.environ.get("SLURM_JOB_ID", ""),
         started=time.time(),
     )
-    claim = Path(tempfile.mkdtemp(prefix=".claim-", dir=folder))
+    claim = folder / f".claim-{uuid.uuid4().hex}"
+    claim.mkdir()  # not `mkdtemp`, whose folder is private whatever `paths.mode` says
     while True:
         mine.number = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
         write_json(claim / "attempt.json", asdict(mine))

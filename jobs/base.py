@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,7 +23,7 @@ from jobs.config import Config, RunHeader, load, load_header
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
 from monitoring.journal import Journal
-from univip.errors import UnivipError
+from univip.errors import ConfigError, UnivipError
 
 _PARENT_POLL_S = 1.0
 
@@ -44,6 +45,8 @@ def run_job(kind: str, run_dir: str) -> int:
     # Before any child starts: submitit ignores SIGTERM and answers SIGUSR2 with a requeue of its own.
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
+    with suppress(ConfigError):  # of a configuration that cannot be read the attempt will tell
+        os.umask(load(Path(run_dir)).paths.umask)
     if kind == "local":
         from jobs.local import supervise
 
@@ -52,6 +55,7 @@ def run_job(kind: str, run_dir: str) -> int:
         with attempt(Path(run_dir), kind, exclusive=not kind.startswith("shard:")) as mine:
             outcome = _attempted(kind, Path(run_dir), mine)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
+            mine.message = outcome.message
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
     if outcome.message:
@@ -118,16 +122,16 @@ def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, jou
     from jobs import proposals
 
     if kind == "prepare":
-        proposals.prepare(config, run_dir, expected_fingerprint=header.fingerprint)
+        index = proposals.prepare(config, run_dir, expected_fingerprint=header.fingerprint)
+        for reason, paths in index.refused.items():
+            for path in paths:
+                journal.record("image_failed", path=path, reason=reason)
     elif kind == "merge":
         proposals.merge(config, run_dir)
+    elif kind == "shards":
+        proposals.run_shards(config, run_dir, journal)
     else:
-        _, _, shard = kind.partition(":")
-        everything = range(proposals.num_shards(config, run_dir))
-        for number in [int(shard)] if shard else everything:
-            journal.record("shard", shard=number, state="running")
-            proposals.run_shard(config, run_dir, number, journal)
-            journal.record("shard", shard=number, state="done")
+        proposals.run_shard(config, run_dir, int(kind.removeprefix("shard:")), journal)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
@@ -11,16 +12,37 @@ from jobs.config import Config
 from univip.config import MethodName
 from univip.errors import ConfigError
 
+_ONE_NODE = "1 (a training job uses one node today: its agents do not yet meet across nodes)"
 
-def check(config: Config) -> None:
+
+def check(config: Config, given: Collection[str] = ()) -> None:
     """Refuse what no run can be made of.
+
+    Args:
+        config: All values.
+        given: Keys that were typed.
 
     Raises:
         ConfigError: Naming the key, its rule and its value; the first that is broken.
     """
     for key, rule, holds in [*_single(config), *_together(config)]:
         if not holds:
-            raise ConfigError(f"`{key}` must be {rule}, but is {_value(config, key)!r}.", fix=f"{key}=...")
+            raise ConfigError(
+                f"`{key}` must be {rule}, but is {_value(config, key)!r}.",
+                where="the command line" if key in given else "its default, or a file of configs/",
+                fix=suggestion(key, config),
+            )
+
+
+def suggestion(key: str, config: Config | None = None) -> str:
+    """An override that is right: with the schema's default, or with what another value asks for."""
+    if key == "data.root":
+        return f"{key}=/path/to/photographs"
+    if key == "views.min_overlap" and config:
+        return f"{key}={min(config.proposals.min_sizes)}"
+    value = _value(Config(), key)
+    text = str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+    return f"{key}={text}"
 
 
 def _single(config: Config) -> list[tuple[str, str, bool]]:
@@ -35,7 +57,7 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
             model.embedding_dim method.sinkhorn_iterations train.global_batch train.max_images_per_rank
             checkpoint.every_steps checkpoint.keep_last resilience.healthy_after_steps
             resilience.max_consecutive_skips evaluate.neighbours evaluate.batch monitoring.every_steps
-            cluster.nodes.min cluster.cpus_per_task cluster.shard_cpus cluster.array_parallelism""",
+            cluster.cpus_per_task cluster.shard_cpus cluster.array_parallelism""",
     }
     positive = """train.epochs method.cosine_scale method.sinkhorn_epsilon evaluate.temperature
         resilience.collective_timeout_s cluster.time_h cluster.shard_time_h"""
@@ -70,11 +92,16 @@ def _together(config: Config) -> list[tuple[str, str, bool]]:
             config.method.name is MethodName.byol or config.views.min_overlap >= min(sizes, default=0),
         ),
         ("data.split", "a name, or a list of names", _is_split(config.data.split)),
+        ("train.seed", "from 0 to 2^63 - 1", 0 <= config.train.seed < 2**63),
         ("evaluate.split", "a name, a list of names, or empty", _is_split(config.evaluate.split or "-")),
-        ("monitoring.port", "a port, 0 to 65535", 0 <= config.monitoring.port <= 65535),
-        ("cluster.nodes.max", f"at least `cluster.nodes.min`, {nodes.min}", nodes.max >= nodes.min),
+        ("cluster.nodes.min", _ONE_NODE, nodes.min == 1),
+        ("cluster.nodes.max", _ONE_NODE, nodes.max == 1),
         ("cluster.signal_delay_s", "from 1 to 65535 seconds", 1 <= config.cluster.signal_delay_s <= 65535),
-        ("paths.mode", "three octal digits, such as 700 or 750", re.fullmatch("[0-7]{3}", mode) is not None),
+        (
+            "paths.mode",
+            "three octal digits, the first of them 7, such as 700",
+            re.fullmatch("7[0-7]{2}", mode) is not None,
+        ),
     ]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import configs
-from jobs.checks import check
+from jobs.checks import check, suggestion
 from jobs.config import Config, thawed_schema
 from univip.errors import ConfigError
 
@@ -56,14 +56,20 @@ def compose(overrides: Sequence[str]) -> Config:
             raise ConfigError(
                 f"`{missing[0]}` must be given, but is not.",
                 where="the command line",
-                fix=" ".join(f"{key}=..." for key in missing),
+                fix=" ".join(map(suggestion, missing)),
             )
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, keys) from error
     assert isinstance(config, Config)
+    if not config.data.root:  # such as an unset variable of the shell; it would mean the current folder
+        raise ConfigError(
+            "`data.root` must be a folder, but is empty.",
+            where="the command line" if "data.root" in keys else str(CONFIGS),
+            fix=suggestion("data.root"),
+        )
     config = _absolute(config)
-    check(config)
+    check(config, keys)
     return config
 
 
@@ -115,7 +121,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
             raise ConfigError(
                 f"`{override}` must be an override such as `train.epochs=200`, but cannot be read as one.",
                 where="the command line",
-                fix=f"\"{key}='{value}'\"" if equals else f"{override}=...",
+                fix=f"\"{key}='{value}'\"" if equals else f"{override}=..." if override else "leave it out",
             ) from error
         key, value = parsed.key_or_group, str(parsed.value())
         if parsed.is_sweep_override():
@@ -142,7 +148,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
             raise ConfigError(
                 f"`{key}` must be a known key, but is not; the nearest are {', '.join(near)}.",
                 where="the command line",
-                fix=f"{near[0]}=...",
+                fix=f"{near[0]}={override.partition('=')[2] or '...'}",
             )
         yield key, value
 
@@ -159,14 +165,19 @@ def _explain(error: Exception, given: dict[str, str]) -> ConfigError:
     hint = dict(known_keys()).get(key)
     if hint is None:
         first = str(error).splitlines()[0]
-        return ConfigError(f"the configuration must compose, but does not: {first}", where=where)
+        added = re.search(r"\+\S+", str(error))  # Hydra's advice for a key below `cluster.extra`
+        return ConfigError(
+            f"the configuration must compose, but does not: {first}",
+            where=where,
+            fix=added.group() if added else "univip submit --help",
+        )
     quoted = re.search(r"[Vv]alue '(.*?)'", str(cause))
     value = given.get(key) or (quoted.group(1) if quoted else "?")
     if isinstance(hint, EnumType):
         names = [str(name) for name in hint.__members__]
         what, fix = f"one of {', '.join(names)}", f"{key}={nearest(value, names)[0]}"
     else:
-        what, fix = _TYPE_NAMES.get(hint, str(hint)), f"{key}=..."
+        what, fix = _TYPE_NAMES.get(hint, str(hint)), suggestion(key)
     return ConfigError(f"`{key}` must be {what}, but is `{value}`.", where=where, fix=fix)
 
 
@@ -175,5 +186,6 @@ def _absolute(config: Config) -> Config:
     return replace(
         config,
         data=replace(config.data, root=str(Path(config.data.root).expanduser().absolute())),
-        paths=replace(config.paths, runs=str(Path(config.paths.runs).expanduser().absolute())),
+        # Empty, as an unset variable leaves it, means the default here as it does for `univip status`.
+        paths=replace(config.paths, runs=str(Path(config.paths.runs or "runs").expanduser().absolute())),
     )

@@ -8,13 +8,13 @@ loaded only to read or write the file.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from monitoring.config import MonitoringConfig
+from univip.atomic import write_text
 from univip.config import (
     CheckpointConfig,
     DataConfig,
@@ -79,7 +79,12 @@ class PathsConfig:
     """Where runs are kept."""
 
     runs: str = "runs"
-    mode: str = "700"  # of run directories, octal
+    mode: str = "700"  # of run directories, octal; of files the same without the right to execute
+
+    @property
+    def umask(self) -> int:
+        """What to take away from everything that is made in a run directory."""
+        return 0o777 & ~int(self.mode, 8)
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,7 @@ class RunHeader:
 
 def store(config: Config, header: RunHeader, run_dir: Path) -> None:
     """Write `config.yaml`, whole or not at all."""
-    temporary = run_dir / f".{FILE_NAME}.{os.getpid()}"
-    temporary.write_text(to_yaml(config, header), encoding="utf-8")
-    temporary.replace(run_dir / FILE_NAME)
+    write_text(run_dir / FILE_NAME, to_yaml(config, header))
 
 
 def to_yaml(config: Config, header: RunHeader) -> str:
@@ -186,6 +189,8 @@ def _load(run_dir: Path) -> tuple[Config, RunHeader]:
         stored = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(stored, dict)
         header = OmegaConf.merge(OmegaConf.structured(RunHeader), stored.pop("run"))
+        if header.format > FILE_FORMAT:
+            raise ValueError(f"format {header.format} is newer than {FILE_FORMAT}")
         config = OmegaConf.merge(thawed_schema(), stored)
         found = OmegaConf.to_object(config), OmegaConf.to_object(header)
     except FileNotFoundError as error:

@@ -49,7 +49,7 @@ def evaluate(config: Config, run_dir: Path, observer: Observer) -> None:
         CheckpointError: If the run has none.
     """
     results = run_dir / "results"
-    results.mkdir(mode=0o700, exist_ok=True)
+    results.mkdir(exist_ok=True)
     manager = CheckpointManager(run_dir / "checkpoints", observer=observer)
     found = manager.newest_good()
     if found is None:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from jobs.attempts import start_ticks
+from jobs.attempts import living_attempts, start_ticks
 from jobs.outcomes import Cause, ExitCode, Outcome, write_json
 from jobs.requests import SUPERVISOR_FILE, VISIBLE_GPUS, Request, Stage
 
@@ -81,8 +81,7 @@ class _Supervisor:
         try:
             for stage, state in zip(self._request.stages, self._stages, strict=True):
                 with ExitStack() as held:
-                    if stage.run != self._run_dir.name:
-                        self._wait_for(stage, held)
+                    self._wait_for(stage, held)
                     if not self._is_cancelled:
                         code = self._run_stage(stage, state)
                 if self._is_cancelled or code != ExitCode.DONE:
@@ -98,8 +97,16 @@ class _Supervisor:
         return code
 
     def _wait_for(self, stage: Stage, held: ExitStack) -> None:
-        """Own the run of `stage` too, as soon as another request that works on it is through."""
-        while not self._is_cancelled and not _lock(self._run_dir.parent / stage.run, held):
+        """Own the run of `stage` too, as soon as whoever works on it is through.
+
+        That is another request, or a stage whose supervisor was killed: it notices, and stops by itself.
+        """
+        run_dir = self._run_dir.parent / stage.run
+        is_ours = run_dir == self._run_dir  # owned from the start
+        while not self._is_cancelled:
+            is_ours = is_ours or _lock(run_dir, held)
+            if is_ours and not _is_worked_on(run_dir):
+                return
             self._beat()
             time.sleep(_POLL_S)
 
@@ -170,17 +177,27 @@ class _Supervisor:
             "outcome": self._outcome,
         }
         for name in {self._run_dir.name, run} - {""}:
-            write_json(self._run_dir.parent / name / SUPERVISOR_FILE, document)
+            try:
+                write_json(self._run_dir.parent / name / SUPERVISOR_FILE, document)
+            except OSError as error:  # a full disk is no reason to end the stage; readers look at the process
+                sys.stderr.write(f"`{SUPERVISOR_FILE}` of run `{name}` is not up to date: {error}\n")
 
 
 def _lock(run_dir: Path, held: ExitStack) -> bool:
     """Own a run until `held` is closed or this process dies; False if another process owns it."""
-    file = held.enter_context((run_dir / _LOCK_FILE).open("ab"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    with ExitStack() as unlocked:  # closes the file at once where another process owns the run
+        file = unlocked.enter_context((run_dir / _LOCK_FILE).open("ab"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        held.enter_context(unlocked.pop_all())
     return True
+
+
+def _is_worked_on(run_dir: Path) -> bool:
+    """Whether a stage of a run lives on this machine; of other machines only they can tell."""
+    return any(attempt.host == socket.gethostname() for attempt in living_attempts(run_dir))
 
 
 def _environment() -> dict[str, str]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from univip.atomic import write_text
 from univip.errors import ConfigError, DataError, RollbackExhaustedError, UnivipError
 
 
@@ -69,7 +68,7 @@ class Outcome:
             return cls(ExitCode.EXHAUSTED, Cause.NONFINITE, message)
         if isinstance(error, MemoryError):
             return cls(ExitCode.CRASH, Cause.OUT_OF_MEMORY, message)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _is_full_disk(error):
             return cls(ExitCode.CRASH, Cause.FULL_DISK, message)
         return cls(ExitCode.CRASH, Cause.CRASH, message)
 
@@ -93,6 +92,15 @@ class Outcome:
         return cls(int(document["exit_code"]), Cause(document["cause"]), str(document["message"]))
 
 
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether a full disk is the error, or what it came from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
 _CAUSE_OF_CODE: dict[int, Cause] = {
     ExitCode.DONE: Cause.DONE,
     ExitCode.BUSY: Cause.BUSY,
@@ -104,17 +112,7 @@ _CAUSE_OF_CODE: dict[int, Cause] = {
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file so that every reader, also after a power cut, sees the old or the new one, whole."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

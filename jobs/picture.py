@@ -1,4 +1,4 @@
-"""A picture of one image of a run and its boxes, as training will take them."""
+"""Pictures for a person who wants to look first: the boxes of an image, or a sample as the method sees it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from jobs.config import data_dir, load
+from jobs.config import RunKind, data_dir, load, load_header
 from jobs.proposals import INDEX_NAME
 from univip.data.decode import decode
 from univip.data.images import ImageIndex
@@ -32,12 +32,7 @@ def write_picture(run_dir: Path, image: str, output: Path | None) -> Path:
         ImageError: If the image cannot be decoded.
     """
     files = data_dir(run_dir)
-    if not (files / STORE_NAME).exists():
-        raise ConfigError(
-            f"run `{run_dir.name}` must have boxes to show, but has none yet.",
-            where=str(files),
-            fix=f"univip resume {run_dir.name}",
-        )
+    _refuse_missing(files / STORE_NAME, run_dir, "boxes")
     config, index, store = (
         load(run_dir),
         ImageIndex.open(files / INDEX_NAME),
@@ -53,6 +48,51 @@ def write_picture(run_dir: Path, image: str, output: Path | None) -> Path:
     path = output or Path(f"{image_id}.png")
     PIL.Image.fromarray(picture).save(path)
     return path
+
+
+def write_sample(run_dir: Path, image: str, output: Path | None, *, epoch: int) -> Path:
+    """Draw the sample that a training run makes of one image in one epoch.
+
+    Args:
+        run_dir: A training run.
+        image: An image id, or `#ROW` of the index.
+        output: The PNG file; None names it after image and epoch, in the current folder.
+        epoch: Counted from 0.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: If the run trains nothing, has no such image, or no index or boxes yet.
+        DataError: If neither the image nor a substitute can be read.
+    """
+    from jobs.train import make_reader  # loads torch, which boxes need not
+    from univip.data.picture import draw_sample
+
+    header, files = load_header(run_dir), data_dir(run_dir)
+    if header.kind is not RunKind.train:
+        raise ConfigError(
+            f"run `{run_dir.name}` must be a training run to show a sample, but only makes boxes.",
+            where=str(run_dir),
+            fix=f"univip proposals show {run_dir.name} '{image}'",
+        )
+    if header.proposals:
+        _refuse_missing(files / STORE_NAME, run_dir, "boxes")
+    _refuse_missing(files / INDEX_NAME, run_dir, "an index")
+    reader = make_reader(load(run_dir), run_dir)
+    row = _row(reader.index, image)
+    path = output or Path(f"{int(reader.index.ids[row])}-epoch-{epoch}.png")
+    PIL.Image.fromarray(draw_sample(reader, epoch, row)).save(path)
+    return path
+
+
+def _refuse_missing(path: Path, run_dir: Path, what: str) -> None:
+    if not path.exists():
+        raise ConfigError(
+            f"run `{run_dir.name}` must have {what} to show, but has none yet.",
+            where=str(path.parent),
+            fix=f"univip resume {run_dir.name}",
+        )
 
 
 def _row(index: ImageIndex, image: str) -> int:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import PIL.Image
-
 from jobs.config import Config
-from univip.data.decode import decode
+from jobs.outcomes import write_json
 from univip.data.images import ImageIndex, write_index
-from univip.data.proposals import ProposalStore
+from univip.data.proposals import report_path
 from univip.data.scan import scan
 from univip.errors import DataError
 from univip.observe import Observer
-from univip.proposals.picture import draw
-from univip.proposals.shards import STORE_NAME, Report, ShardedSearch
+from univip.proposals.shards import Report, ShardedSearch
 
 INDEX_NAME = "images.arrow"
 
@@ -47,6 +44,9 @@ def prepare(config: Config, run_dir: Path, *, expected_fingerprint: str = "") ->
             fix="restore the data set, or submit again: other photographs are another run",
         )
     write_index(found, path)
+    # For people, and for the command line, which reads no Arrow; like the report beside the boxes.
+    report = {"images": len(found.rows), "failed": found.refused, "layout": found.layout}
+    write_json(report_path(path), report)
     return ImageIndex.open(path)
 
 
@@ -57,28 +57,26 @@ def num_shards(config: Config, run_dir: Path) -> int:
 
 def run_shard(config: Config, run_dir: Path, shard: int, observer: Observer) -> Report:
     """Search the images of one shard of a prepared run; see `ShardedSearch.run`."""
-    return _search(config, run_dir).run(shard, observer)
+    observer.record("shard", shard=shard, state="running")
+    report = _search(config, run_dir).run(shard, observer)
+    observer.record("shard", shard=shard, state="done")
+    return report
+
+
+def run_shards(config: Config, run_dir: Path, observer: Observer) -> None:
+    """Search every shard, one after the other.
+
+    Raises:
+        DataError: If no image at all could be used. Found out here, so that the shards do not count as done:
+            those without a usable image are searched again once the photographs are restored.
+    """
+    reports = [run_shard(config, run_dir, shard, observer) for shard in range(num_shards(config, run_dir))]
+    _search(config, run_dir).refuse_useless(reports)
 
 
 def merge(config: Config, run_dir: Path) -> Report:
     """Join the finished shards to `proposals.arrow`; see `ShardedSearch.merge`."""
     return _search(config, run_dir).merge()
-
-
-def save_picture(config: Config, run_dir: Path, image_id: int, path: Path) -> None:
-    """Write a picture of one image and its filtered boxes; the suffix of `path` decides the format.
-
-    Raises:
-        DataError: If the run has no such image, or it cannot be decoded.
-    """
-    index, store = ImageIndex.open(run_dir / INDEX_NAME), ProposalStore.open(run_dir / STORE_NAME)
-    row = index.row(image_id)
-    image = decode(
-        Path(config.data.root) / index.path(row), exif=index.exif, max_pixels=config.data.max_pixels
-    )
-    lists = {f"at least {size} px": store.filtered(image_id, size) for size in store.min_sizes}
-    caption = f"{index.path(row)}: {len(store[image_id])} boxes found"
-    PIL.Image.fromarray(draw(image, lists, caption=caption)).save(path)
 
 
 def _search(config: Config, run_dir: Path) -> ShardedSearch:

@@ -12,6 +12,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.attempts import read_attempts
 from jobs.outcomes import ExitCode, read_json, write_json
@@ -30,7 +31,8 @@ class Stage:
     Attributes:
         kind: prepare, shards, merge, train or evaluate.
         run: Id of the run it works on.
-        since: Only an attempt begun after this time (Unix, s) counts; a repeated evaluation has it.
+        since: Only an attempt begun after this time (Unix, s) counts. An evaluation asked for by itself
+            has it; any other one is of the trained network, and counts only if training was done before.
     """
 
     kind: str
@@ -40,10 +42,12 @@ class Stage:
     def is_done(self, runs: Path) -> bool:
         """Whether an attempt of this stage has succeeded; merged shards need no further look."""
         kinds = (self.kind, "merge") if self.kind == "shards" else (self.kind,)
-        return any(
-            attempt.stage in kinds and attempt.exit_code == ExitCode.DONE and attempt.started >= self.since
-            for attempt in read_attempts(runs / self.run)
-        )
+        done = [each for each in read_attempts(runs / self.run) if each.exit_code == ExitCode.DONE]
+        if self.kind == "evaluate" and not self.since:
+            # By number, not by time: the clocks of two nodes differ.
+            trained = max((each.number for each in done if each.stage == "train"), default=None)
+            done = [each for each in done if trained is not None and each.number > trained]
+        return any(each.stage in kinds and each.started >= self.since for each in done)
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,23 @@ class Request:
     Attributes:
         command: proposals, train, evaluate or pipeline.
         id: Unlike every other request's; tells whether a supervisor works on this one.
+        unfinished: The request that was not through when an evaluation was asked for; `univip resume` goes
+            on with it.
     """
 
     command: str
     stages: list[Stage]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     submitted: float = field(default_factory=time.time)
+    unfinished: Request | None = None
+
+    def remaining(self, runs: Path) -> list[Stage]:
+        """Stages that are not done yet, of this request alone."""
+        return [stage for stage in self.stages if not stage.is_done(runs)]
+
+    def directories(self, run_dir: Path) -> set[Path]:
+        """Directories of all runs that it works on, the one that was asked for among them."""
+        return {run_dir, *(run_dir.parent / stage.run for stage in self.stages)}
 
     def save(self, run_dir: Path) -> None:
         """Write `request.json`, whole or not at all."""
@@ -68,9 +83,18 @@ class Request:
     def load(cls, run_dir: Path) -> Request | None:
         """The newest request for a run; None for one made on the way, such as the boxes of a pipeline."""
         document = read_json(run_dir / FILE_NAME)
-        if document is None:
-            return None
-        return cls(**{**document, "stages": [Stage(**stage) for stage in document["stages"]]})
+        return None if document is None else cls._of(document)
+
+    @classmethod
+    def _of(cls, document: dict[str, Any]) -> Request:
+        unfinished = document.get("unfinished")
+        return cls(
+            **{
+                **document,
+                "stages": [Stage(**stage) for stage in document["stages"]],
+                "unfinished": None if unfinished is None else cls._of(unfinished),
+            }
+        )
 
 
 def stages_of(command: str, run: str, proposals: str, *, now: float) -> list[Stage]:

@@ -138,6 +138,21 @@ def make_plan(config: Config, num_images: int, num_micro_batches: int) -> Plan:
 
 def make_source(config: Config, run_dir: Path, group: Group) -> BatchSource:
     """What this rank reads."""
+    return BatchSource(
+        make_reader(config, run_dir),
+        global_batch=config.train.global_batch,
+        rank=group.rank,
+        world_size=group.size,
+        max_images_per_rank=config.train.max_images_per_rank,
+    )
+
+
+def make_reader(config: Config, run_dir: Path) -> SampleReader:
+    """Makes the samples of a run.
+
+    Raises:
+        DataError: If index or boxes are of other photographs.
+    """
     files = data_dir(run_dir)
     index = ImageIndex.open(files / INDEX_NAME)
     is_byol = config.method.name is MethodName.byol
@@ -149,20 +164,13 @@ def make_source(config: Config, run_dir: Path, group: Group) -> BatchSource:
                 where=str(files),
                 fix="univip submit pipeline ... with the same options makes the run of these photographs",
             )
-    reader = SampleReader(
+    return SampleReader(
         data=config.data,
         index=index,
         store=store,
         views=views_of(config),
         proposals=config.proposals,
         seed=config.train.seed,
-    )
-    return BatchSource(
-        reader,
-        global_batch=config.train.global_batch,
-        rank=group.rank,
-        world_size=group.size,
-        max_images_per_rank=config.train.max_images_per_rank,
     )
 
 

@@ -29,7 +29,7 @@ from univip.engine.distributed import Group
 from univip.engine.trainer import Ending, Totals
 
 _STOP_POLL_S = 0.5
-_AGENT_POLL_S = 1.0
+_AGENT_POLL_S = 0.5
 
 
 def main(run_dir_text: str, attempt: Attempt, round_number: int) -> int:
@@ -48,9 +48,7 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> int:
     rank = int(os.environ["RANK"])
     directory = attempt.round_directory(run_dir, round_number)
     _redirect_output(directory / f"rank-{rank}.log")
-    # SLURM signals every process of a step; stopping is agreed through the stop file instead.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    _die_with(attempt)
+    _obey_only_the_agent(attempt)
     path = directory / f"rank-{rank}.json"
     journal = Journal(run_dir, attempt=attempt.number, round=round_number, rank=rank)
     try:
@@ -69,7 +67,10 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> int:
             traceback.print_exc()
         else:
             print(error, file=sys.stderr)  # noqa: T201
-    outcome.save(path)
+    try:
+        outcome.save(path)
+    except OSError:  # a full disk; the exit code still tells the most of it
+        traceback.print_exc()
     journal.record("stop", outcome=ExitCode(outcome.exit_code).name.lower(), cause=outcome.cause.value)
     journal.close()
     if outcome.exit_code in (ExitCode.DONE, ExitCode.REQUEUE):
@@ -85,7 +86,7 @@ def _train(run_dir: Path, attempt: Attempt, round_number: int, rank: int, journa
     config = load(run_dir)
     size = int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.device_count() >= local_size  # NCCL takes one GPU per rank; with fewer, none is used
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -118,9 +119,9 @@ def _is_lost_peer(error: Exception) -> bool:
 
 
 def _is_newest(run_dir: Path, attempt: Attempt, round_number: int) -> bool:
-    """The fence: no newer training attempt, and no newer round of this one."""
+    """The fence: no newer round, be it of this attempt or of a newer one; a refused attempt has none."""
     newer = any(
-        other.number > attempt.number and other.stage == "train" and other.exit_code != ExitCode.BUSY
+        other.number > attempt.number and other.round_directory(run_dir, 0).exists()
         for other in attempts.read_attempts(run_dir)
     )
     return not newer and not attempt.round_directory(run_dir, round_number + 1).exists()
@@ -140,12 +141,20 @@ def _stop_poll(path: Path) -> Callable[[], bool]:
     return stop_requested
 
 
-def _die_with(attempt: Attempt) -> None:
-    """End this process soon after its agent: an orphan would hold sockets and memory the next round needs."""
+def _obey_only_the_agent(attempt: Attempt) -> None:
+    """Leave the signals of a scheduler or a terminal, sent to every process, to the agent; end when it ends.
+
+    Stopping is agreed through the stop file, so that all ranks stop at the same data step. An orphan would
+    hold sockets and memory that the next round needs.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT})
+    server = os.getppid()
 
     def watch() -> None:
-        while attempts.start_ticks(attempt.pid) == attempt.start_ticks:
-            time.sleep(_AGENT_POLL_S)
+        while attempts.start_ticks(attempt.pid) == attempt.start_ticks and os.getppid() == server:
+            told = signal.sigtimedwait({signal.SIGTERM}, _AGENT_POLL_S)
+            if told is not None and told.si_pid == attempt.pid:
+                break
         os._exit(ExitCode.CRASH)
 
     threading.Thread(target=watch, name="agent-watch", daemon=True).start()
@@ -153,7 +162,7 @@ def _die_with(attempt: Attempt) -> None:
 
 def _redirect_output(path: Path) -> None:
     """Everything this process prints, also from C, goes to one file per rank."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

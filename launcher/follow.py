@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.outcomes import read_json
 from jobs.requests import Request
 from launcher import render
-from launcher.runs import JOBS_FILE, RunState, State, read_state
+from launcher.runs import JOBS_FILE, RunState, State, read_state, what_next
 from launcher.slurm import living_jobs
 from launcher.summary import summarise
 
@@ -21,7 +21,7 @@ def follow(run_dir: Path) -> bool:
     """Show progress until the run ends.
 
     Returns:
-        Whether every stage is done.
+        Whether every stage of the request is done.
 
     Raises:
         KeyboardInterrupt: On Ctrl-C, after saying how to come back; the run goes on.
@@ -39,19 +39,14 @@ def follow(run_dir: Path) -> bool:
                         break
             progress.update(summarise(_worked_on(run_dir, state), state))
     except KeyboardInterrupt:
-        name = run_dir.name
-        render.say(
-            "",
-            "the run goes on.",
-            f"next       univip status --watch; univip logs {name} -f; univip cancel {name}",
-        )
+        render.say("", "the run goes on.", what_next(run_dir, "status --watch", "logs RUN -f", "cancel RUN"))
         raise
-    if state.state is State.done:
+    request = Request.load(run_dir)
+    if state.state is State.done or (request and not request.remaining(run_dir.parent)):
         return True
-    render.say(f"{state.state} in {state.stage}: {state.cause or 'it ended without a word'}")
+    render.say(f"{state.state} in {state.stage}: {state.cause or state.message or 'without a word'}")
     render.say(*_last_words(run_dir, state))
-    name = run_dir.name
-    render.say(f"next       univip logs {name}; univip show {name}; univip resume {name}")
+    render.say(what_next(run_dir, "logs RUN", "show RUN", "resume RUN"))
     return False
 
 

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from jobs.config import Config, RunHeader, RunKind, load, load_header
 from jobs.identity import run_id
-from jobs.requests import Request, stages_of
+from jobs.outcomes import read_json
+from jobs.requests import Request, Stage, stages_of
 from launcher.errors import RefusedError
-from univip.config import MethodName
-from univip.data.scan import Scan, scan
+from univip.config import DataFormat, MethodName
+from univip.data.scan import Scan, annotation_file, scan, split_names
 from univip.optim.schedules import total_data_steps
+
+_NAMES = 3  # of photographs left out
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Plan:
         header: Of the run that is asked for.
         proposals: Header of the run that holds the boxes; None where the method needs none, or where it
             is the run that is asked for.
-        refused: Number of photographs left out, by reason.
+        refused: Names of the photographs left out, by reason.
     """
 
     config: Config
@@ -37,7 +40,7 @@ class Plan:
     request: Request
     num_shards: int
     data_steps: int
-    refused: dict[str, int]
+    refused: dict[str, list[str]]
 
     @property
     def run_dir(self) -> Path:
@@ -47,12 +50,14 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words, for a person."""
         runs = Path(self.config.paths.runs)
-        refused = ", ".join(f"{count} {reason}" for reason, count in sorted(self.refused.items()))
         lines = [
             f"run        {self.header.id}",
             f"directory  {self.run_dir}",
-            f"images     {self.header.num_images:,}" + (f" (left out: {refused})" if refused else ""),
+            f"images     {self.header.num_images:,}",
         ]
+        for reason, names in sorted(self.refused.items()):
+            rest = ", ..." if len(names) > _NAMES else ""
+            lines.append(f"left out   {len(names):,} {reason}: {', '.join(names[:_NAMES])}{rest}")
         for run, stages in itertools.groupby(self.request.stages, key=lambda stage: stage.run):
             words = [f"{stage.kind}{' (done)' if stage.is_done(runs) else ''}" for stage in stages]
             lines.append(f"stages     {', '.join(words)} of {run}")
@@ -91,6 +96,8 @@ def make_plan(command: str, config: Config) -> Plan:
 def plan_again(run_dir: Path) -> Plan:
     """The newest request of a run once more, as its own configuration says.
 
+    After an evaluation in the middle of another request, that other one.
+
     Raises:
         DataError: If the photographs cannot be used.
         RefusedError: If they are no longer those the run was made for.
@@ -98,6 +105,8 @@ def plan_again(run_dir: Path) -> Plan:
     config, header = load(run_dir), load_header(run_dir)
     config = replace(config, paths=replace(config.paths, runs=str(run_dir.parent)))
     request = Request.load(run_dir)
+    if request and request.unfinished:
+        request = request.unfinished
     found = scan(config.data)
     if found.fingerprint != header.fingerprint:
         raise RefusedError(
@@ -112,12 +121,29 @@ def plan_again(run_dir: Path) -> Plan:
 
 def _plan(command: str, config: Config, header: RunHeader, boxes: RunHeader | None, found: Scan) -> Plan:
     train, num_images = config.train, len(found.rows)
+    if (
+        config.evaluate.split
+        and config.data.format is DataFormat.coco
+        and command in ("pipeline", "evaluate")
+    ):
+        for split in split_names(config.evaluate.split):  # told now, and not when the training is done
+            annotation_file(Path(config.data.root), split, key="evaluate.split")
     return Plan(
         config=config,
         header=header,
         proposals=boxes,
-        request=Request(command, stages_of(command, header.id, header.proposals, now=time.time())),
+        request=Request(command, _stages(command, config, header, found)),
         num_shards=math.ceil(num_images / config.proposals.shard_images),
         data_steps=train.max_steps or total_data_steps(train.epochs, num_images, train.global_batch),
-        refused={reason: len(names) for reason, names in found.refused.items()},
+        refused=found.refused,
     )
+
+
+def _stages(command: str, config: Config, header: RunHeader, found: Scan) -> list[Stage]:
+    """Stages of the request; the index is made again where the photographs moved to folders of other names."""
+    now = time.time()
+    stages = stages_of(command, header.id, header.proposals, now=now)
+    index = read_json(Path(config.paths.runs) / (header.proposals or header.id) / "images.json")
+    if index is None or index.get("layout") == found.layout:
+        return stages
+    return [replace(stage, since=now) if stage.kind == "prepare" else stage for stage in stages]

@@ -75,7 +75,7 @@ class Progress:
         self._console = _console(stderr=True)
         self._live: Live | None = None
         self._said = ""
-        self._problem = ""
+        self._problems: set[str] = set()
         self._next_line_s = 0.0
 
     def __enter__(self) -> Progress:
@@ -92,8 +92,8 @@ class Progress:
 
     def update(self, summary: Summary) -> None:
         """Show where the run is; call it often."""
-        if summary.problem and summary.problem != self._problem:
-            self._problem = summary.problem
+        if summary.problem and summary.problem not in self._problems:  # the same photographs fail in turn
+            self._problems.add(summary.problem)
             self._console.print(f"! {summary.problem}", markup=False, highlight=False)
         line = progress_line(summary)
         if self._live:
@@ -107,7 +107,7 @@ class Progress:
 
 def progress_line(summary: Summary) -> str:
     """One run in one line of plain text."""
-    unit = "images" if summary.state.stage in ("prepare", "shards", "merge") else "steps"
+    unit = "steps" if summary.shards_done is None else "images"
     parts = [f"{summary.state.stage or summary.state.state:<9}"]
     if summary.done is not None and summary.target and summary.state.stage != "evaluate":
         parts.append(f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target} {unit}")

@@ -6,6 +6,7 @@ Files are the only source: a run that finished last year, or on a machine that i
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from jobs.attempts import Attempt, read_attempts, start_ticks
 from jobs.config import FILE_NAME as CONFIG_FILE
-from jobs.outcomes import ExitCode, read_json
+from jobs.outcomes import Cause, ExitCode, read_json
 from jobs.requests import CANCELLED_FILE, SUPERVISOR_FILE, Request, Stage, stages_of
 from launcher.errors import RunNotFoundError
 
@@ -41,12 +42,14 @@ class RunState:
         stage: Kind of the stage that runs, failed or comes next; empty where all are done.
         cause: Why it failed or stopped, one of `jobs.outcomes.Cause`.
         attempt: Number of the newest attempt, 0 if there is none.
+        message: The cause in words: what, where, fix.
     """
 
     state: State
     stage: str = ""
     cause: str = ""
     attempt: int = 0
+    message: str = ""
 
     def is_over(self) -> bool:
         """Whether nobody works on the run, or will without being asked."""
@@ -134,6 +137,14 @@ def find_run(name: str) -> Path:
     )
 
 
+def what_next(run_dir: Path, *verbs: str) -> str:
+    """What to type next, such as `logs RUN -f`; names the folder of the runs if it is not the usual one."""
+    is_usual = run_dir.parent == runs_root()
+    univip = "univip" if is_usual else f"univip --runs {shlex.quote(str(run_dir.parent))}"
+    commands = [f"{univip} {verb.replace('RUN', run_dir.name)}" for verb in verbs]
+    return f"next       {'; '.join(commands)}"
+
+
 def read_state(run_dir: Path) -> RunState:
     """State of a run, from its files."""
     attempts = read_attempts(run_dir)
@@ -143,31 +154,41 @@ def read_state(run_dir: Path) -> RunState:
     stages = request.stages if request else stages_of("proposals", run_dir.name, run_dir.name, now=0.0)
     remaining = [stage for stage in stages if not stage.is_done(run_dir.parent)]
     if not remaining:
+        if request and request.unfinished and (later := request.unfinished.remaining(run_dir.parent)):
+            return RunState(State.stopped, later[0].kind, attempt=number)
         return RunState(State.done, attempt=number)
     stage = remaining[0].kind
     owner = Owner.load(run_dir)
     if (owner and owner.is_alive()) or any(attempt.is_alive() for attempt in attempts):
         return RunState(State.running, stage, attempt=number)
-    if owner and owner.outcome and (request is None or owner.request == request.id):
-        state = State.cancelled if owner.outcome == "cancelled" else State.failed
-        return RunState(state, stage, owner.cause, number)
-    if (run_dir / CANCELLED_FILE).exists():
-        return RunState(State.cancelled, stage, attempt=number)
     ended = _last_of(remaining[0], run_dir.parent, request.submitted if request else 0.0)
+    if owner and owner.outcome and (request is None or owner.request == request.id):
+        if owner.outcome == "cancelled":
+            return RunState(State.cancelled, stage, attempt=number, message="asked to stop")
+        if ended and ended.cause:  # the stage knows more of its end than its exit status tells
+            return RunState(State.failed, stage, ended.cause, number, ended.message)
+        return RunState(State.failed, stage, owner.cause, number)
+    if (run_dir / CANCELLED_FILE).exists():
+        return RunState(State.cancelled, stage, attempt=number, message="asked to stop")
     if ended is None:
         return RunState(
             State.queued if (run_dir / JOBS_FILE).exists() else State.stopped, stage, attempt=number
         )
     if ended.exit_code is None or ended.exit_code == ExitCode.REQUEUE:
-        return RunState(State.stopped, stage, ended.cause, number)
-    return RunState(State.failed, stage, ended.cause, number)
+        cause = "" if ended.cause == Cause.STOPPED else ended.cause
+        return RunState(State.stopped, stage, cause, number, ended.message)
+    return RunState(State.failed, stage, ended.cause, number, ended.message)
 
 
 def _last_of(stage: Stage, runs: Path, since: float) -> Attempt | None:
-    """The newest attempt of a stage that began after a request."""
+    """The newest attempt of a stage that began after a request and was not refused for another one."""
     kinds = ("shards", "shard:") if stage.kind == "shards" else (stage.kind,)
-    attempts = reversed(read_attempts(runs / stage.run))
-    return next((each for each in attempts if each.stage.startswith(kinds) and each.started >= since), None)
+    found = [
+        attempt
+        for attempt in read_attempts(runs / stage.run)
+        if attempt.stage.startswith(kinds) and attempt.started >= since and attempt.exit_code != ExitCode.BUSY
+    ]
+    return found[-1] if found else None
 
 
 def _submitted(run_dir: Path) -> tuple[bool, float]:

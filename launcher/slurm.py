@@ -1,4 +1,4 @@
-"""The SLURM commands this package runs by itself; submitting is submitit's part (`launcher/executor.py`)."""
+"""The SLURM commands this package runs by itself; submitting is submitit's part (`launcher/sbatch.py`)."""
 
 from __future__ import annotations
 

@@ -10,24 +10,27 @@ import fcntl
 import importlib.metadata
 import os
 import platform
+import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.attempts import living_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.config import ClusterKind, Config, RunHeader, load, load_header, store, with_site_of
 from jobs.outcomes import read_json, write_json
-from jobs.requests import CANCELLED_FILE, Stage
+from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.errors import RefusedError
 from launcher.local import start_local
 from launcher.plan import Plan
 from launcher.runs import JOBS_FILE, Owner
 from launcher.sbatch import slurm_jobs, submit_slurm
 from launcher.slurm import living_jobs
+from univip.checkpoint import layout
 from univip.errors import ConfigError
 
 _PACKAGES = ("univip", "torch", "torchvision", "opencv-contrib-python-headless", "numpy", "pillow", "pyarrow")
@@ -62,31 +65,37 @@ def submit(plan: Plan, overrides: Sequence[str]) -> Submission:
     """
     runs = Path(plan.config.paths.runs)
     run_dir = plan.run_dir
-    with _umask(plan.config.paths.mode):
+    _refuse_missing_checkpoint(plan, overrides)
+    _refuse_missing_boxes(plan, overrides)
+    _make_root(runs)
+    with _umask(plan.config.paths.umask):
         _make(run_dir)
         with _lock(run_dir):
-            if message := _busy(run_dir):
+            if message := _busy(run_dir, plan.config.cluster.kind):
                 return Submission(run_dir, [], is_new=False, message=message)
-            remaining = [stage for stage in plan.request.stages if not stage.is_done(runs)]
+            remaining = plan.request.remaining(runs)
             if (run_dir / CONFIG_FILE).exists() and not remaining:
                 return Submission(run_dir, [], is_new=False, message="done already")
-            _refuse_missing_boxes(plan, runs)
+            plan = _remember_unfinished(plan)
             _write_run(run_dir, plan.config, plan.header)
             if plan.proposals:
-                _make(runs / plan.proposals.id)
-                _write_run(runs / plan.proposals.id, plan.config, plan.proposals)
+                boxes = runs / plan.proposals.id
+                _make(boxes)
+                if not living_attempts(boxes):  # else another request works on them, by their configuration
+                    _write_run(boxes, plan.config, plan.proposals)
             (run_dir / "overrides.txt").write_text(
                 "".join(f"{line}\n" for line in overrides), encoding="utf-8"
             )
             write_json(run_dir / "environment.json", _environment())
-            is_resumed = (run_dir / "attempts").exists()
+            is_resumed = Request.load(run_dir) is not None
             plan.request.save(run_dir)
             jobs = _start(plan, remaining)
     return Submission(run_dir, jobs, is_new=True, message="resumed" if is_resumed else "submitted")
 
 
 def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
-    (plan.run_dir / CANCELLED_FILE).unlink(missing_ok=True)
+    for directory in plan.request.directories(plan.run_dir):
+        (directory / CANCELLED_FILE).unlink(missing_ok=True)
     if plan.config.cluster.kind is ClusterKind.local:
         (plan.run_dir / JOBS_FILE).unlink(missing_ok=True)
         return [("local", str(start_local(plan.run_dir, plan.request.id)))]
@@ -100,14 +109,16 @@ def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
     return started
 
 
-def _busy(run_dir: Path) -> str:
+def _busy(run_dir: Path, kind: ClusterKind) -> str:
     """Who works on a run, in words; empty if nobody does."""
     owner = Owner.load(run_dir)
     if owner and owner.is_alive():
         return f"already running: process {owner.pid} on {owner.host}"
-    # An attempt on a node that died looks alive for ever; of SLURM's jobs SLURM knows.
     for living in living_attempts(run_dir):
-        if not living.slurm_job_id:
+        # A stage whose supervisor was killed stops by itself, and the next supervisor waits for that. On a
+        # node that died it looks alive for ever; of SLURM's jobs SLURM knows.
+        is_waited_for = kind is ClusterKind.local and living.host == socket.gethostname()
+        if not living.slurm_job_id and not is_waited_for:
             return f"already running: attempt {living.number}, process {living.pid} on {living.host}"
     document = read_json(run_dir / JOBS_FILE)
     if document and (ids := living_jobs([job["id"] for job in document["jobs"]])):
@@ -115,16 +126,27 @@ def _busy(run_dir: Path) -> str:
     return ""
 
 
+def _remember_unfinished(plan: Plan) -> Plan:
+    """An evaluation alone must not make a run whose training is not through look done."""
+    before = Request.load(plan.run_dir)
+    if plan.request.command != "evaluate" or before is None:
+        return plan
+    unfinished = before.unfinished or before
+    if unfinished.command == "evaluate" or not unfinished.remaining(plan.run_dir.parent):
+        return plan
+    return replace(plan, request=replace(plan.request, unfinished=unfinished))
+
+
+def _make_root(runs: Path) -> None:
+    """Make the folder of the runs, which `paths.mode` is not about."""
+    with _writable(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+
+
 def _make(run_dir: Path) -> None:
     """Make a run directory; refuse one that is not ours."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"`paths.runs` must be a folder that can be written, but `{run_dir.parent}` is not.",
-            where=str(error),
-            fix="paths.runs=/where/you/may/write",
-        ) from error
+    with _writable(run_dir.parent):
+        run_dir.mkdir(exist_ok=True)
     owner = run_dir.stat().st_uid
     if owner != os.getuid():
         raise RefusedError(
@@ -132,6 +154,18 @@ def _make(run_dir: Path) -> None:
             where=str(run_dir),
             fix="paths.runs=/a/folder/of/your/own",
         )
+
+
+@contextmanager
+def _writable(runs: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"`paths.runs` must be a folder that can be written, but `{runs}` is not.",
+            where=str(error),
+            fix="paths.runs=/where/you/may/write",
+        ) from error
 
 
 def _write_run(run_dir: Path, config: Config, header: RunHeader) -> None:
@@ -147,16 +181,30 @@ def _write_run(run_dir: Path, config: Config, header: RunHeader) -> None:
     store(config, header, run_dir)
 
 
-def _refuse_missing_boxes(plan: Plan, runs: Path) -> None:
+def _refuse_missing_boxes(plan: Plan, overrides: Sequence[str]) -> None:
     """Training alone builds on boxes that must be there."""
     if plan.request.command != "train" or not plan.proposals:
         return
+    runs = plan.run_dir.parent
     if not Stage("merge", plan.proposals.id).is_done(runs):
         raise RefusedError(
             f"the boxes of `{plan.proposals.id}` must be made before training, but are not.",
             where=str(runs / plan.proposals.id),
-            fix="univip submit pipeline ...  # the same overrides: boxes, training and evaluation",
+            fix=shlex.join(["univip", "submit", "pipeline", *overrides]),
         )
+
+
+def _refuse_missing_checkpoint(plan: Plan, overrides: Sequence[str]) -> None:
+    """An evaluation alone builds on a checkpoint that must be there."""
+    if plan.request.command != "evaluate" or layout.data_steps(plan.run_dir / "checkpoints"):
+        return
+    is_run = (plan.run_dir / CONFIG_FILE).exists()
+    again = ["resume", plan.run_dir.name] if is_run else ["submit", "pipeline", *overrides]
+    raise RefusedError(
+        f"run `{plan.run_dir.name}` must have a checkpoint to evaluate, but has none.",
+        where=str(plan.run_dir / "checkpoints"),
+        fix=shlex.join(["univip", *again]),
+    )
 
 
 def _environment() -> dict[str, object]:
@@ -194,9 +242,9 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _umask(mode: str) -> Iterator[None]:
-    """Everything made here, and by the processes started here, is open to no more than `paths.mode` says."""
-    before = os.umask(0o777 & ~int(mode, 8))
+def _umask(mask: int) -> Iterator[None]:
+    """Everything made here, and by the processes started here, is as open as `paths.mode` says."""
+    before = os.umask(mask)
     try:
         yield
     finally:

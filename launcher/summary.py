@@ -17,6 +17,7 @@ _PROBLEMS = {
     "skip": "skipped data step {data_step}: {reason} in {where}",
     "rollback": "rolled back to data step {target}: {reason} in {where}",
     "restart": "new round of workers: {cause}",
+    "checkpoint": "checkpoint of data step {data_step} could not be written: {what}",
     "corruption": "damaged checkpoint {checkpoint}",
     "image_failed": "unusable image {path}: {reason}",
 }
@@ -32,7 +33,8 @@ class Summary:
         shards_done: While boxes are made.
         rate: Images per second, of the last minutes.
         eta_s: Seconds until this stage is done.
-        problem: The newest thing that went wrong and was survived, in words.
+        counts: Samples so far by what became of them; see the kind `step` of the journal.
+        problem: Why it failed, else the newest thing that went wrong and was survived, in words.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Summary:
     loss: float | None = None
     terms: dict[str, float] = field(default_factory=dict)
     eta_s: float | None = None
+    counts: dict[str, int] = field(default_factory=dict)
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +64,7 @@ class Summary:
             "loss": self.loss,
             "terms": self.terms,
             "eta_s": self.eta_s,
+            "counts": self.counts,
             "problem": self.problem,
         }
 
@@ -86,17 +90,24 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
         _add_training(summary, steps)
     else:
         _add_proposals(summary, found)
-    problems = [record for record in found if record["kind"] in _PROBLEMS]
-    if problems:
+    problems = [record for record in found if _is_problem(record)]
+    if summary.state.state is State.failed and summary.state.message:
+        summary.problem = summary.state.message.splitlines()[0]
+    elif problems:
         summary.problem = _PROBLEMS[problems[-1]["kind"]].format_map(_Unknown(problems[-1]))
     if summary.state.state is not State.running or summary.state.stage == "evaluate":
         summary.rate = summary.eta_s = None
     return summary
 
 
+def _is_problem(record: Record) -> bool:
+    return record["kind"] in _PROBLEMS and record.get("outcome") != "success"
+
+
 def _add_training(summary: Summary, steps: list[Record]) -> None:
     last = steps[-1]
     summary.done, summary.target = last["data_step"], last.get("target")
+    summary.counts = last.get("counts", {})
     summary.loss, summary.terms = last.get("loss"), last.get("terms", {})
     if rates := list(_rates(steps, "images")):
         summary.rate = statistics.median(rates)

@@ -1,4 +1,4 @@
-"""Schema of what is recorded about a run and where it is served."""
+"""Schema of what is recorded about a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MonitoringConfig:
-    """All of it describes the site, none of it what is computed."""
+    """Describes the site, not what is computed."""
 
     every_steps: int = 10  # data steps between two `step` records
-    port: int = 9300

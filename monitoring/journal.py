@@ -266,15 +266,6 @@ def read(run_dir: Path) -> Iterator[Record]:
         _logger.warning("left out %d damaged lines of the journal of %s", damaged, run_dir)
 
 
-def tail_record(path: Path) -> Record | None:
-    """The last whole record of a file, None if its last 64 KiB have none; reads nothing else of it.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
-    return next(reversed(tail_records(path)), None)
-
-
 def tail_records(path: Path) -> list[Record]:
     """The whole records in the last 64 KiB of a file, in order; reads nothing else of it.
 

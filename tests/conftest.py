@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Before anything loads torch: its threads spin while they wait, and tiny networks gain nothing from two of them.
+# Before anything loads torch: its threads spin while they wait, and tiny networks gain nothing from two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

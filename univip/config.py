@@ -192,7 +192,7 @@ class ResilienceConfig:
     healthy_after_steps: int = 50  # good steps before a checkpoint is a rollback target
     max_consecutive_skips: int = 5  # then the state itself is suspected: roll back
     skip_window_steps: int = 8  # data steps before the fault that a rollback jumps over
-    max_rollbacks: int = 5
+    max_rollbacks: int = site(5)  # of the whole run
     max_restarts: int = site(3)  # rounds in a row that end without a new checkpoint
     collective_timeout_s: float = site(300.0)
 

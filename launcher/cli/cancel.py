@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from launcher.errors import RefusedError
-from launcher.runs import JOBS_FILE, Owner, find_run
+from launcher.runs import JOBS_FILE, Owner, find_run, what_next
 
 
 @click.command()
@@ -20,7 +20,7 @@ def command(run: str, now: bool) -> None:
     """Stop a run: it writes a checkpoint first, and `univip resume` goes on from there."""
     from jobs.attempts import living_attempts
     from jobs.outcomes import read_json
-    from jobs.requests import CANCELLED_FILE
+    from jobs.requests import CANCELLED_FILE, Request
 
     run_dir = find_run(run)
     owner = Owner.load(run_dir)
@@ -29,7 +29,10 @@ def command(run: str, now: bool) -> None:
     elif document := read_json(run_dir / JOBS_FILE):
         from launcher.slurm import cancel_jobs
 
-        (run_dir / CANCELLED_FILE).touch()  # so that a job that saves its state does not queue itself again
+        request = Request.load(run_dir)
+        # So that a job that saves its state does not queue itself again.
+        for directory in request.directories(run_dir) if request else [run_dir]:
+            (directory / CANCELLED_FILE).touch()
         cancel_jobs([job["id"] for job in document["jobs"]], now=now)
     elif living := living_attempts(run_dir):
         # Its supervisor died.
@@ -38,7 +41,7 @@ def command(run: str, now: bool) -> None:
     else:
         click.echo(f"run {run_dir.name} is not running", err=True)
         return
-    click.echo(f"asked run {run_dir.name} to stop\nnext       univip resume {run_dir.name}", err=True)
+    click.echo(f"asked run {run_dir.name} to stop\n{what_next(run_dir, 'resume RUN')}", err=True)
 
 
 def _signal(run_dir: Path, pid: int, host: str, number: signal.Signals) -> None:

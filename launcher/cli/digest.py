@@ -17,6 +17,6 @@ def command(run: str) -> None:
     data_steps = layout.data_steps(checkpoints)
     if not data_steps:
         raise CheckpointError(
-            "the run has no checkpoint yet.", where=str(checkpoints), fix=f"univip status {run}"
+            "the run has no checkpoint yet.", where=str(checkpoints), fix=f"univip show {run}"
         )
     click.echo(layout.digest(checkpoints / layout.name_of(data_steps[-1])))

@@ -13,8 +13,10 @@ _POLL_S = 0.5
 @click.command()
 @click.argument("run")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is printed next, until the run is over.")
-@click.option("--rank", type=int, help="Only what this rank printed.")
-@click.option("-n", "--lines", default=200, show_default=True, help="Last lines of each file.")
+@click.option("--rank", type=click.IntRange(0), help="Only what this rank printed.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0), default=200, show_default=True, help="Last lines of each file."
+)
 def command(run: str, follow: bool, rank: int | None, lines: int) -> None:
     """Print the output of all stages, attempts, rounds and ranks of a run, the newest last."""
     from launcher.runs import find_run, read_state
@@ -31,6 +33,8 @@ def command(run: str, follow: bool, rank: int | None, lines: int) -> None:
                 last = path
             click.echo(text, nl=False)
         if not follow or is_over:
+            if last is None:
+                click.echo(f"nothing was printed{'' if rank is None else f' by rank {rank}'} yet", err=True)
             return
         time.sleep(_POLL_S)
 
@@ -40,7 +44,7 @@ def _files(run_dir: Path, rank: int | None) -> list[Path]:
     from jobs.requests import Request
 
     request = Request.load(run_dir)
-    runs = {run_dir, *(run_dir.parent / stage.run for stage in (request.stages if request else []))}
+    runs = request.directories(run_dir) if request else {run_dir}
     if rank is not None:
         patterns = [f"attempts/*/round-*/rank-{rank}.log"]
     else:
@@ -56,5 +60,5 @@ def _read(path: Path, start: int | None, lines: int) -> tuple[str, int]:
         data = file.read()
     end = (start or 0) + len(data)
     if start is None:
-        data = b"".join(data.splitlines(keepends=True)[-lines:])
+        data = b"".join(data.splitlines(keepends=True)[-lines:] if lines else [])
     return data.decode("utf-8", "replace"), end

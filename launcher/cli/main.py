@@ -6,8 +6,10 @@ Verbs are imported when they are used, so `univip --help` and `univip status` an
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
+import shlex
 import sys
 
 import click
@@ -27,7 +29,7 @@ _VERBS = {
     "cancel": "Save the state and stop a run.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
     "digest": "SHA-256 over the last checkpoint's tensors.",
-    "proposals": "Look at boxes.",
+    "proposals": "Look at boxes, and at samples made with them.",
     "bench": "How fast this version is on one core.",
 }
 
@@ -88,16 +90,38 @@ def run(arguments: list[str]) -> int:
             raise
         click.echo(f"univip: {error}", err=True)
         return exit_code(error)
-    except click.UsageError as error:
-        usage = error.ctx.command_path if error.ctx else "univip"
-        click.echo(f"univip: {error.format_message()}\n  fix:   {usage} --help", err=True)
-        return USAGE
-    except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout left, as `head` does; without this the interpreter complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        if "--verbose" in arguments:
+            raise
+        click.echo(f"univip: {_system_error(error)}", err=True)
+        return FAILED
+    except click.UsageError as error:
+        usage = error.ctx.command_path if error.ctx else "univip"
+        what = " ".join(error.format_message().split())  # click lists choices one a line
+        click.echo(f"univip: {what}\n  fix:   {usage} --help", err=True)
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+
+
+def _system_error(error: OSError) -> UnivipError:
+    """What the operating system refused, as three lines."""
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "df -h  # make room, then the same command again"
+    elif files:
+        fix = f"ls -ld {shlex.quote(files[0])}  # is it there, and may you read and write it?"
+    else:
+        fix = "the same command with --verbose shows where"
+    return UnivipError(
+        f"the system must do what is asked of it, but says: {error.strerror or error}.",
+        where=" -> ".join(files),
+        fix=fix,
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ def command(run: str, wait: bool) -> None:
     run_dir = find_run(run)
     plan = plan_again(run_dir)
     render.say(*plan.lines())
-    overrides = (run_dir / "overrides.txt").read_text(encoding="utf-8").splitlines()
+    typed = run_dir / "overrides.txt"  # boxes made for a training have none
+    overrides = typed.read_text(encoding="utf-8").splitlines() if typed.exists() else []
     render.say(submit(plan, overrides).message)
     is_done = True
     if wait:

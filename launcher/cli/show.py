@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+
+_NAMES = 10  # of unusable photographs
+_LOST = "substituted_"  # and the reason: how the journal counts samples of lost photographs
 
 
 @click.command()
@@ -45,9 +49,15 @@ def _facts(run_dir: Path) -> None:
     ]
     if summary.done is not None:
         rows.append(("progress", render.progress_line(summary)))
-    if summary.problem:
+    if state.message:
+        rows.append(("why", state.message))
+    if summary.problem and summary.problem not in state.message:
         rows.append(("last problem", summary.problem))
-    for stage in request.stages if request else []:
+    rows += _unusable(request.directories(run_dir) if request else {run_dir})
+    if summary.counts:
+        rows.append(("samples", _samples(summary.counts)))
+    requests = [each for each in (request, request and request.unfinished) if each]
+    for stage in [stage for each in requests for stage in each.stages]:
         is_done = "done" if stage.is_done(run_dir.parent) else "to do"
         rows.append(("stage", f"{stage.kind} of {stage.run}: {is_done}"))
     for attempt in read_attempts(run_dir):
@@ -61,13 +71,36 @@ def _facts(run_dir: Path) -> None:
     render.fact_table(run_dir.name, rows)
 
 
+def _unusable(run_dirs: set[Path]) -> Iterator[tuple[str, str]]:
+    """Photographs that cannot be used: how many, why, and the first names."""
+    from jobs.outcomes import read_json
+
+    for path in [run_dir / name for run_dir in run_dirs for name in ("images.json", "proposals.json")]:
+        for reason, names in (read_json(path) or {}).get("failed", {}).items():
+            rest = f" and others: {path}" if len(names) > _NAMES else ""
+            yield "unusable", f"{len(names):,} {reason}: {', '.join(names[:_NAMES])}{rest}"
+
+
+def _samples(counts: dict[str, int]) -> str:
+    """What became of the samples so far."""
+    lost = {name.removeprefix(_LOST): count for name, count in counts.items() if name.startswith(_LOST)}
+    parts = [f"{counts.get('images', 0):,}"]
+    if any(lost.values()):
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items() if count)
+        parts.append(f"{sum(lost.values()):,} of other photographs than planned ({reasons})")
+    for name, words in (("too_small", "too small for instances"), ("fallback", "with random boxes")):
+        if counts.get(name):
+            parts.append(f"{counts[name]:,} {words}")
+    return ", ".join(parts)
+
+
 def _line(record: dict[str, Any]) -> str:
     """A journal record for people."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
     rank = "-" if record.get("rank") is None else record["rank"]
     envelope = ("v", "kind", "seq", "time", "attempt", "round", "rank")
     rest = " ".join(
-        f"{name}={_value(value)}"
+        f"{name}={' '.join(_value(value).split())}"
         for name, value in record.items()
         if name not in envelope and value is not None
     )
@@ -78,6 +111,8 @@ def _line(record: dict[str, Any]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name} {_value(item)}" for name, item in value.items()) + "}"
     return str(value)

@@ -31,6 +31,7 @@ def command(what: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool,
     from jobs.compose import compose
     from launcher import render
     from launcher.plan import make_plan
+    from launcher.runs import what_next
     from launcher.submission import submit
 
     plan = make_plan(what, compose(overrides))
@@ -40,9 +41,7 @@ def command(what: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool,
     render.say(*plan.lines())
     done = submit(plan, overrides)
     name = done.run_dir.name
-    render.say(
-        f"{done.message}", f"next       univip status --watch; univip logs {name} -f; univip show {name}"
-    )
+    render.say(done.message, what_next(done.run_dir, "status --watch", "logs RUN -f", "show RUN"))
     if as_json:
         jobs = [{"stage": stage, "id": job_id} for stage, job_id in done.jobs]
         click.echo(json.dumps({"run": name, "run_dir": str(done.run_dir), "jobs": jobs}))

@@ -49,7 +49,7 @@ class Run:
         return [record for record in journal.read(self.directory) if record["kind"] == kind]
 
     def reached(self) -> int:
-        """The newest data step that the journal tells of, in its newest round."""
+        """The greatest data step that the journal tells of."""
         return max((record["data_step"] for record in self.records("step")), default=-1)
 
     def ledger(self, kind: str) -> list[dict[str, Any]]:
@@ -95,20 +95,31 @@ class Job:
         ranks: dict[int, int] = {}
         for pid in self.processes():
             try:
-                log = os.readlink(f"/proc/{pid}/fd/1")
+                log = str(Path(f"/proc/{pid}/fd/1").readlink())
             except OSError:  # ended in between
                 continue
             if match := re.fullmatch(rf"{re.escape(str(self.run.directory))}/.*/rank-(\d+)\.log", log):
                 ranks.setdefault(int(match[1]), pid)
         return ranks
 
-    def until(self, condition: Callable[[], Any], what: str, *, timeout_s: float = TIMEOUT_S) -> Any:
+    def readers(self) -> list[int]:
+        """Processes that read photographs for the ranks, oldest first, after the servers that fork them."""
+        return sorted(pid for pid in self.processes() if "univip.data.loader" in _command(pid))
+
+    def until(
+        self,
+        condition: Callable[[], Any],
+        what: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        poll_s: float = POLL_S,
+    ) -> Any:
         """The first true value of `condition`; fails if that does not come in time."""
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
             if time.monotonic() > deadline:
                 pytest.fail(f"waited {timeout_s:.0f} s for {what}: {self.stderr}\n{self._logs()}")
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
         return value
 
     def wait(self) -> int:
@@ -132,6 +143,13 @@ class Job:
         return "\n".join(f"{log}: {log.read_text(encoding='utf-8')[-2000:]}" for log in logs)
 
 
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # ended in between
+        return ""
+
+
 def _sessions() -> Iterator[tuple[int, int]]:
     """Process id and session of every process that is not a zombie."""
     for entry in Path("/proc").iterdir():
@@ -147,6 +165,9 @@ def _sessions() -> Iterator[tuple[int, int]]:
 
 class Runs:
     """Makes runs on one data set, whose boxes all of them share."""
+
+    target = TARGET
+    split = SPLIT
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -3,7 +3,7 @@
     checkpoints/
       step-000012000/          named by data step; appears by a rename, so it is whole or absent
         state.safetensors      every tensor of the training state
-        manifest.json          facts, and for each file its size, SHA-256 and tensors; never changes
+        manifest.json          facts, for each file its size, SHA-256 and tensors; its own SHA-256; constant
         HEALTHY                added once enough good steps followed; only then a rollback may return here
       latest                   text file with the name of the newest
       abandoned/<why>/...      the future a rollback turned away from, and damaged checkpoints
@@ -65,8 +65,9 @@ class Manifest:
     files: dict[str, FileEntry]
 
     def to_json(self) -> str:
-        """The manifest as JSON with sorted keys."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True)
+        """The manifest as JSON with sorted keys, and a checksum of its own."""
+        document = asdict(self)
+        return json.dumps({**document, "sha256": _seal(document)}, indent=1, sort_keys=True)
 
 
 def name_of(data_step: int) -> str:
@@ -91,6 +92,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
     path = checkpoint / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("sha256") != _seal(raw):
+            raise ValueError("it does not match its own checksum")
         files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
         manifest = Manifest(**raw, files=files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -126,6 +129,11 @@ def verify(checkpoint: Path) -> Manifest:
                 fix="an older checkpoint is used",
             )
     return manifest
+
+
+def _seal(document: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content, however it is laid out."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def checksum(path: Path) -> tuple[int, str]:

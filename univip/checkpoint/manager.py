@@ -6,10 +6,12 @@ a full disk - is reported and training goes on from the state in memory with the
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,10 +20,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from univip.atomic import sync, write_text
 from univip.checkpoint import layout, writer
 from univip.checkpoint.layout import Manifest
 from univip.errors import CheckpointError
 from univip.observe import NullObserver, Observer
+
+_logger = logging.getLogger(__name__)
 
 
 class Snapshot(Protocol):
@@ -112,6 +117,14 @@ class CheckpointManager:
             CheckpointError: If anything differs from its manifest.
         """
         return layout.verify(self.path(data_step))
+
+    def manifests(self) -> dict[int, Manifest]:
+        """Manifests by data step, without the damaged: `newest_good` reports those and passes over them."""
+        manifests = {}
+        for data_step in layout.data_steps(self.directory):
+            with suppress(CheckpointError):
+                manifests[data_step] = layout.read_manifest(self.path(data_step))
+        return manifests
 
     def newest_good(self, *, healthy_only: bool = False, at_most: int | None = None) -> Found | None:
         """The newest checkpoint whose every byte is right; damaged ones are reported and passed over."""
@@ -207,8 +220,7 @@ class CheckpointManager:
         start = time.perf_counter()
         try:
             size_bytes = writer.write(self.directory, tensors, manifest, still_owner=self.still_owner)
-            self.prune()
-        except (OSError, CheckpointError) as error:
+        except Exception as error:  # noqa: BLE001 - of any kind: nobody else would hear of it in this thread
             self._error = error
             self.observer.record(
                 "checkpoint",
@@ -228,6 +240,10 @@ class CheckpointManager:
             blocked_s=blocked_s,
             background_s=time.perf_counter() - start,
         )
+        try:
+            self.prune()
+        except OSError as error:  # the new checkpoint is there; an old one that stays costs space only
+            _logger.warning("an old checkpoint could not be deleted: %s", error)
 
     @property
     def is_writing(self) -> bool:
@@ -238,7 +254,7 @@ class CheckpointManager:
         """Make a checkpoint a target of rollbacks; False if it does not exist (yet)."""
         if not self.path(data_step).is_dir():
             return False
-        writer.write_text(self.path(data_step) / layout.HEALTHY, "")
+        write_text(self.path(data_step) / layout.HEALTHY, "")
         return True
 
     def abandon(self, data_steps: list[int], why: str) -> None:
@@ -246,13 +262,13 @@ class CheckpointManager:
         if not data_steps:
             return
         target = self.directory / layout.ABANDONED / why
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         for data_step in data_steps:
             self.path(data_step).rename(_free_name(target / layout.name_of(data_step)))
-        writer.sync(self.directory)
+        sync(self.directory)
         newest = self.latest()
         if newest is not None:
-            writer.write_text(self.directory / layout.LATEST, layout.name_of(newest))
+            write_text(self.directory / layout.LATEST, layout.name_of(newest))
 
     def prune(self) -> None:
         """Delete all but the last `keep_last`, the newest two healthy ones, and the next to become healthy.
@@ -267,7 +283,7 @@ class CheckpointManager:
         for data_step in steps:
             if data_step not in kept:
                 # Renamed first: a half-deleted checkpoint must not look like a damaged one.
-                doomed = self.directory / f"{layout.TEMPORARY_PREFIX}pruned-{data_step}"
+                doomed = _free_name(self.directory / f"{layout.TEMPORARY_PREFIX}pruned-{data_step}")
                 self.path(data_step).rename(doomed)
                 shutil.rmtree(doomed)
 
@@ -275,6 +291,8 @@ class CheckpointManager:
         """Remove what interrupted writes left behind; only the owner of the run may call this."""
         for path in self.directory.glob(f"{layout.TEMPORARY_PREFIX}*"):
             shutil.rmtree(path)
+        for path in self.directory.glob(".*.tmp"):  # of `univip.atomic`
+            path.unlink()
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -6,16 +6,20 @@ at any point leaves either the previous checkpoints alone or one more whole one.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from univip.atomic import sync, write_text
 from univip.checkpoint import layout
 from univip.checkpoint.layout import FileEntry, Manifest
 from univip.errors import CheckpointError
@@ -39,9 +43,10 @@ def write(
         OSError: If the disk is full or the folder cannot be written; earlier checkpoints are untouched.
         CheckpointError: If this process no longer owns the run, or the checkpoint exists already.
     """
-    directory.mkdir(mode=0o700, exist_ok=True)
+    directory.mkdir(exist_ok=True)
     name = layout.name_of(manifest.data_step)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{layout.TEMPORARY_PREFIX}{name}-", dir=directory))
+    temporary = directory / f"{layout.TEMPORARY_PREFIX}{name}-{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
         path = temporary / layout.TENSORS
         _save_tensors(tensors, path)
@@ -53,6 +58,7 @@ def write(
             file.write(complete.to_json())
             file.flush()
             os.fsync(file.fileno())
+        path.chmod((temporary / layout.MANIFEST).stat().st_mode)  # safetensors makes it private
         sync(path)
         sync(temporary)
         if not still_owner():
@@ -74,27 +80,6 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write the tensor file; the library reports a full disk as an error class of its own."""
     try:
         save_file(dict(tensors), str(path))
-    except OSError:
-        raise
-    except Exception as error:  # safetensors wraps the system's error in SafetensorError, without its number
-        raise OSError(f"{path}: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file, whole or not at all, durably."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except SafetensorError as error:  # wraps the system's error, whose number is in the text only
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error

@@ -6,31 +6,16 @@ refused with a sentence instead of read as something else.
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
+from univip.atomic import replacing
 from univip.errors import DataError
 
 _FORMAT = "univip.format"
 _FIX = "remove it and submit the same request again"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`: renamed to it, durably, if the body succeeds, else removed."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def write(path: Path, batch: pa.RecordBatch, *, format: str, metadata: Mapping[str, str]) -> None:
@@ -74,12 +59,3 @@ def read(path: Path, *, format: str) -> tuple[pa.RecordBatch, dict[str, str]]:
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(f"`{path.name}` cannot be read: {error}.", where=str(path), fix=_FIX) from error
     return batch, metadata
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

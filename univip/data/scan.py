@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -52,6 +53,11 @@ class Scan:
     fingerprint: str
     exif: bool
 
+    @property
+    def layout(self) -> str:
+        """SHA-256 (hex) over the paths of `rows`: of equal fingerprints, which folders the files lie in."""
+        return hashlib.sha256("\n".join(row.path for row in self.rows).encode()).hexdigest()
+
 
 def scan(config: DataConfig) -> Scan:
     """List the photographs that `config` asks for.
@@ -62,9 +68,11 @@ def scan(config: DataConfig) -> Scan:
     """
     root = Path(config.root)
     if not root.is_dir():
+        above = next(folder for folder in root.parents if folder.is_dir())
         raise DataError(
             f"`data.root` must be an existing folder, but `{root}` is not.",
-            fix="data.root=/path/to/photographs",
+            where=f"`{above}` is the nearest folder that exists",
+            fix="univip submit ... data.root=/path/to/photographs",
         )
     is_folder = config.format == DataFormat.folder
     found = _scan_folder(root, config) if is_folder else _scan_coco(root, config)
@@ -79,16 +87,18 @@ def scan(config: DataConfig) -> Scan:
             raise DataError(
                 f"image ids must be unique over all splits, but {row.id} is there twice.",
                 where=f"{root}: {paths[row.id]} and {row.path}",
-                fix="data.split=NAME with splits that do not overlap",
+                fix="data.split=NAME of one split, or of several that do not overlap",
             )
         paths[row.id] = row.path
         rows.append(row)
     if not rows:
         counts = ", ".join(f"{len(names)} {reason}" for reason, names in refused.items()) or "none at all"
+        first = ", ".join(names[0] for names in refused.values())
+        limit = f"data.max_pixels=N with N above {config.max_pixels}"
         raise DataError(
             f"the data set must hold at least one usable photograph, but has {counts}.",
-            where=str(root),
-            fix="data.root= and data.split= of a data set with photographs",
+            where=f"{root}{first and f', such as {first}'}",
+            fix=limit if set(refused) == {"too_large"} else "data.root=/path/to/photographs",
         )
     return Scan(rows, refused, fingerprint(rows), exif=is_folder)
 
@@ -165,7 +175,7 @@ def _scan_coco(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
             raise DataError(
                 f"split `{split}` must hold images, but its `images` is empty.",
                 where=str(annotations),
-                fix="data.split=NAME",
+                fix="data.split=NAME of another split, or data=folder for photographs without annotations",
             )
         rows = [_coco_row(entry, number, annotations) for number, entry in enumerate(entries)]
         folder = _image_folder(root, split, rows)
@@ -185,18 +195,24 @@ def split_names(split: Any) -> list[str]:
     return names
 
 
-def annotation_file(root: Path, split: str) -> Path:
-    """The JSON file that lists the images of a split."""
+def annotation_file(root: Path, split: str, *, key: str = "data.split") -> Path:
+    """The JSON file that lists the images of a split.
+
+    Raises:
+        DataError: If there is none, naming `key` as the option to change.
+    """
     folders = [root / "annotations", root]
     for folder in folders:
         for name in (f"instances_{split}.json", f"image_info_{split}.json"):
             if (folder / name).is_file():
                 return folder / name
     there = sorted(path.relative_to(root).as_posix() for folder in folders for path in folder.glob("*.json"))
+    splits = [match[1] for path in there if (match := _ANNOTATIONS.fullmatch(path))]
+    near = get_close_matches(split, splits, n=1, cutoff=0.0)
     raise DataError(
         f"split `{split}` must have `instances_{split}.json` or `image_info_{split}.json`, but has neither.",
         where=f"{root} holds {', '.join(there[:10]) or 'no JSON file'}{' ...' * (len(there) > 10)}",
-        fix="data.split=NAME of a file that exists, or data=folder for photographs without annotations",
+        fix=f"{key}={near[0]}" if near else "data=folder  # needs no annotations",
     )
 
 
@@ -222,6 +238,7 @@ def _images_of(path: Path) -> list[Any]:
     return images
 
 
+_ANNOTATIONS = re.compile(r"(?:annotations/)?(?:instances|image_info)_(.*)\.json")
 _KEY = re.compile(r'\s*[{,]\s*(?=")')
 _COLON = re.compile(r"\s*:\s*")
 

@@ -257,7 +257,7 @@ def _random_box(
     h = lowest + draws.integers(highest - lowest + 1)
     across, down = draws.integers(width - w + 1), draws.integers(height - h + 1)
     candidates: Rectangles = np.stack([x + across, y + down, w, h], -1)
-    worst = _iou(candidates, taken).max(1, initial=0.0)
+    worst = iou(candidates, taken).max(1, initial=0.0)
     allowed = np.flatnonzero(worst <= max_iou)
     box: Rectangles = candidates[allowed[0] if len(allowed) else worst.argmin()]
     return box
@@ -270,7 +270,7 @@ def _inside(lists: Sequence[Rectangles], region: Rectangles, enough: int, max_io
     for boxes in lists:
         held = boxes[(boxes[:, :2] >= corner).all(1) & (boxes[:, :2] + boxes[:, 2:] <= end).all(1)]
         for better in found:
-            held = held[(_iou(held, better) <= max_iou).all(1)]
+            held = held[(iou(held, better) <= max_iou).all(1)]
         found.append(held)
         if sum(map(len, found)) >= enough:
             break
@@ -284,7 +284,7 @@ def _intersection(one: Rectangles, other: Rectangles) -> Rectangles:
     return np.concatenate([corner, np.maximum(end - corner, 0)], -1)
 
 
-def _iou(boxes: Rectangles, others: Rectangles) -> Floats:
+def iou(boxes: Rectangles, others: Rectangles) -> Floats:
     """Intersection over union [N, M] of boxes [N, 4] and [M, 4]."""
     common = _intersection(boxes[:, None], others[None])[..., 2:].prod(-1)
     result: Floats = common / (boxes[:, None, 2:].prod(-1) + others[None, :, 2:].prod(-1) - common)

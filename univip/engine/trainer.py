@@ -16,16 +16,19 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
 
+import torch
+
 from univip.checkpoint import layout
 from univip.checkpoint.manager import CheckpointManager, Found, Origin
 from univip.config import CheckpointConfig, ResilienceConfig
 from univip.engine.distributed import Group
 from univip.engine.phases import PhaseClock
+from univip.engine.probation import Probation
 from univip.engine.state import TrainState
 from univip.engine.step import GradientBuffer, StepReport, StepSettings, train_step
 from univip.errors import CheckpointError, RollbackExhaustedError
 from univip.observe import Observer
-from univip.resilience.guard import Verdict
+from univip.resilience.guard import Judgement, Verdict
 from univip.resilience.ledger import Ledger
 from univip.types import Views
 
@@ -130,11 +133,12 @@ class Trainer:
         self.origin = origin
         self.totals = totals
         self.clock = PhaseClock(totals.phases)
+        self.probation = Probation(manager, ledger, observer, good_steps=resilience.healthy_after_steps)
         self._buffer = GradientBuffer(state.method.online)
         self._stream: Generator[Loaded, None, None] | None = None
         self._report: StepReport | None = None
         self._bad_step = 0  # data step of the verdict ROLLBACK
-        self._probation: dict[int, int] = {}  # checkpoint -> good steps still to come; rank 0 only
+        self._skipped: set[int] = set()  # data steps that an earlier pass skipped and no rollback jumps over
         self._since_record: list[StepReport] = []
         self._ending = Ending.DONE
 
@@ -172,6 +176,9 @@ class Trainer:
         if found is None:
             if self.group.is_main:
                 self._save(wait=True)
+            self.group.broadcast(None)  # it is written
+            # Of rank 0 for all: one seed need not give the same bits on every kind of processor.
+            self.manager.load(0, self.state)
         else:
             self.manager.load(found["data_step"], self.state)
             self.observer.record(
@@ -182,11 +189,11 @@ class Trainer:
                 seconds=time.perf_counter() - start,
                 passed_over=found["passed_over"],
             )
-            if self.group.is_main and not self.manager.is_healthy(self.state.data_step):
-                self._probation[self.state.data_step] = self.resilience.healthy_after_steps
+            if self.group.is_main:
+                self.probation.resume(self.state.step)
         if self.group.is_main and self.state.data_step == 0:
             # Nothing has been computed yet, so there is nothing to wait for: a rollback always has a target.
-            self._mark_healthy(0)
+            self.probation.end(0)
         self._open_stream(self.group.broadcast(self._jumped() if self.group.is_main else None))
         return Phase.STEP
 
@@ -197,6 +204,9 @@ class Trainer:
             loaded = next(self._stream, None)
         if loaded is None:
             return Phase.FINISH
+        # Skips that an earlier round decided are in a row with those that follow.
+        jumped = range(self.state.data_step, loaded.data_step)
+        self.state.guard.consecutive_skips += len(self._skipped.intersection(jumped))
         self.state.data_step = loaded.data_step
         for failure in loaded.failures:
             self.observer.record("image_failed", **failure)
@@ -235,7 +245,7 @@ class Trainer:
                 self._record_step()
         if self.group.is_main:
             if report.judgement.verdict is Verdict.ok:
-                self._advance_probation()
+                self.probation.advance()
             if done % self.checkpoint.every_steps == 0 and done < self.plan.target:
                 self._save()
         if report.stop_requested and done < self.plan.target:
@@ -251,11 +261,11 @@ class Trainer:
                 f"the state went bad {decision['rollbacks'] + 1} times, and "
                 f"{decision['rollbacks']} rollbacks are allowed",
                 where=f"data step {self._bad_step}",
-                fix="look at the `rollback` records of ledger.jsonl; then lower `optim.base_lr`, or raise "
-                "`resilience.max_rollbacks` in config.yaml and resume",
+                fix="read the `rollback` records of ledger.jsonl; to go on, submit the same request with "
+                f"resilience.max_rollbacks={2 * decision['rollbacks'] + 1}",
             )
         self.manager.load(decision["target"], self.state)
-        self._probation.clear()
+        self.probation.clear()
         self._since_record.clear()
         self.observer.record(
             "restore",
@@ -269,17 +279,15 @@ class Trainer:
         return Phase.STEP
 
     def _stop(self) -> Phase:
-        if self.group.is_main:
-            self._save(wait=True)
+        self._save_last()
         self._ending = Ending.STOPPED
         return Phase.END
 
     def _finish(self) -> Phase:
+        if self._is_damaged():
+            return Phase.ROLL_BACK
         self.state.data_step = self.plan.target
-        if self.group.is_main:
-            self.manager.wait()
-            if self.manager.latest() != self.plan.target:
-                self._save(wait=True)
+        self._save_last()
         return Phase.END
 
     # --- what rank 0 decides
@@ -297,12 +305,7 @@ class Trainer:
         return {"data_step": found.data_step, "passed_over": passed_over}
 
     def _carry_out_rollbacks(self) -> None:
-        lines = {}
-        for data_step in layout.data_steps(self.manager.directory):
-            try:
-                lines[data_step] = layout.read_manifest(self.manager.path(data_step)).line
-            except CheckpointError:
-                continue  # damaged: `newest_good` reports it and passes over it
+        lines = {data_step: manifest.line for data_step, manifest in self.manager.manifests().items()}
         decisions = self.ledger.decisions()
         self.manager.abandon(decisions.abandoned(lines), f"rollback-{decisions.line:03d}")
 
@@ -310,7 +313,13 @@ class Trainer:
         """Choose where to go back to and what to jump over; in the ledger before anything is touched."""
         report = self._report
         assert report is not None
+        if not self.manager.still_owner():
+            raise CheckpointError(
+                "a newer attempt owns this run; this one decides nothing more",
+                where=str(self.manager.directory),
+            )
         self.manager.wait()
+        self.probation.settle()
         rollbacks = self.ledger.decisions().line
         if rollbacks >= self.resilience.max_rollbacks:
             self.ledger.append("exhausted", at=self._bad_step, rollbacks=rollbacks)
@@ -344,45 +353,53 @@ class Trainer:
         )
         return {"exhausted": False, "target": found.data_step, "jumped": self._jumped()}
 
-    def _jumped(self) -> list[int]:
-        """Data steps from here on that the ledger says not to train on."""
+    def _jumped(self) -> dict[str, list[int]]:
+        """Data steps that the ledger says not to train on, by decision."""
         decisions = self.ledger.decisions()
-        ahead = decisions.skipped.union(*(range(*rollback.window) for rollback in decisions.rollbacks))
-        return sorted(ahead)
+        windows, skipped = decisions.windows, decisions.skipped - decisions.windows
+        return {"windows": sorted(windows), "skipped": sorted(skipped)}
 
     # --- small acts
     # -----------------------------------------------------------------------------------------------
 
-    def _open_stream(self, jumped: list[int]) -> None:
-        ahead = set(jumped)
-        self._stream = self.batches(
-            data_step for data_step in range(self.state.data_step, self.plan.target) if data_step not in ahead
-        )
+    def _open_stream(self, jumped: dict[str, list[int]]) -> None:
+        self._skipped = set(jumped["skipped"])
+        ahead = range(self.state.data_step, self.plan.target)
+        without = self._skipped.union(jumped["windows"])
+        self._stream = self.batches(data_step for data_step in ahead if data_step not in without)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
+    def _is_damaged(self) -> bool:
+        """Whether the last update, which no step has looked at since, left a value that is not finite."""
+        if self._report is None:  # nothing was done in this round
+            return False
+        bad = (~self.state.is_finite()).to(torch.float32).view(1)
+        self.group.sum_(bad)
+        if not bool(bad):
+            return False
+        self._bad_step = self.state.data_step - 1
+        what = "a parameter, buffer or optimizer value is not finite"
+        judgement = Judgement(Verdict.rollback, "state", "nonfinite", what)
+        self._report = self._report._replace(judgement=judgement)
+        return True
+
     def _save(self, *, wait: bool = False) -> None:
         with self.clock("checkpoint"):
+            self.manager.wait()
+            self.probation.settle()  # also where every step saves, and a write is always under way
             self.manager.save(self.state, self.origin, wait=wait)
-        self._probation.setdefault(self.state.data_step, self.resilience.healthy_after_steps)
+        self.probation.add(self.state.data_step)
 
-    def _advance_probation(self) -> None:
-        for data_step in list(self._probation):
-            self._probation[data_step] -= 1
-            # While it is still being written, wait for it; once pruned, or if the write failed, forget it.
-            if self._probation[data_step] <= 0 and not self.manager.is_writing:
-                del self._probation[data_step]
-                self._mark_healthy(data_step)
-
-    def _mark_healthy(self, data_step: int) -> None:
-        if self.manager.mark_healthy(data_step):
-            self.ledger.append("healthy", checkpoint=data_step)
-            self.observer.record(
-                "healthy", data_step=self.state.data_step, checkpoint=layout.name_of(data_step)
-            )
+    def _save_last(self) -> None:
+        """The checkpoint that the next round or the user goes on from; without it this round has failed."""
+        if self.group.is_main:
+            self.manager.wait()
+            if self.manager.latest() != self.state.data_step:
+                self._save(wait=True)
 
     def _count(self, report: StepReport, seconds: float) -> None:
         self.totals.seconds += seconds

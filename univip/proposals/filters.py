@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from univip.data.views import iou
+
 if TYPE_CHECKING:
     from univip.types import Boxes
 
@@ -48,14 +50,5 @@ def filter_boxes(
     kept: list[npt.NDArray[np.int64]] = []
     while len(rest) and len(kept) != top_n:
         kept.append(rest[0])
-        rest = rest[1:][_iou(rest[0], rest[1:]) <= max_iou]
+        rest = rest[1:][iou(rest[:1], rest[1:])[0] <= max_iou]
     return np.array(kept, dtype=np.int32).reshape(-1, 4)
-
-
-def _iou(box: npt.NDArray[np.int64], boxes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Intersection over union of one box [4] with others [N, 4]; the areas are exact integers."""
-    top_left = np.maximum(box[:2], boxes[:, :2])
-    bottom_right = np.minimum(box[:2] + box[2:], boxes[:, :2] + boxes[:, 2:])
-    intersection = np.maximum(bottom_right - top_left, 0).prod(axis=1)
-    union = box[2] * box[3] + boxes[:, 2] * boxes[:, 3] - intersection
-    return np.asarray(intersection / union)

@@ -20,9 +20,9 @@ import cv2
 import PIL
 import pyarrow as pa
 
+from univip.atomic import replacing
 from univip.config import DataConfig, ProposalsConfig
 from univip.data import proposals as store_format
-from univip.data.arrow import replacing
 from univip.data.images import ImageIndex
 from univip.data.proposals import OK, RAW, ProposalStore, column, file_sha256, report_path
 from univip.errors import DataError, UnivipError
@@ -88,7 +88,8 @@ class ShardedSearch:
         """
         rows, path = self.shards[shard], self._shard_path(shard)
         report = self._finished(path, rows)
-        if report is None:
+        # A shard without one usable photograph is searched again: its data may have been out of reach.
+        if report is None or _num_failed(report) == len(rows):
             path.parent.mkdir(exist_ok=True)
             start = time.perf_counter()
             results = self._search(shard, observer)
@@ -117,21 +118,29 @@ class ShardedSearch:
             return done
         reports = self._finished_shards()
         stores = [ProposalStore.open(self._shard_path(shard)) for shard in range(len(self.shards))]
-        failed = Counter(
-            reason for report in reports for reason, paths in report["failed"].items() for _ in paths
-        )
-        if failed.total() == len(everything):
-            raise DataError(
-                f"at least one of the {len(everything)} images must be usable, but none is: "
-                f"{', '.join(f'{number} {reason}' for reason, number in failed.items())}.",
-                where=str(self._root),
-                fix="data.root=/path/to/the/photographs",
-            )
+        self.refuse_useless(reports)
         [rows] = pa.Table.from_batches([store.rows for store in stores]).combine_chunks().to_batches()
         seconds, core_seconds = (
             sum(report[name] for report in reports) for name in ("seconds", "core_seconds")
         )
         return self._finish(path, everything, rows, seconds, core_seconds)
+
+    def refuse_useless(self, reports: Sequence[Report]) -> None:
+        """Look at the reports of all shards.
+
+        Raises:
+            DataError: If no image at all could be used.
+        """
+        failed = Counter(
+            reason for report in reports for reason, paths in report["failed"].items() for _ in paths
+        )
+        if failed.total() == len(self._index):
+            raise DataError(
+                f"at least one of the {len(self._index)} images must be usable, but none is: "
+                f"{', '.join(f'{number} {reason}' for reason, number in failed.items())}.",
+                where=f"{self._root}, such as {self._index.path(0)}",
+                fix="restore the photographs, or data.root=/path/to/photographs, and submit again",
+            )
 
     def _shard_path(self, shard: int) -> Path:
         return self._run_dir / "shards" / f"shard-{shard:05d}.arrow"
@@ -217,6 +226,10 @@ class ShardedSearch:
 
     def _paths(self, image_ids: Iterable[int]) -> list[str]:
         return [self._index.path(self._index.row(image_id)) for image_id in image_ids]
+
+
+def _num_failed(report: Report) -> int:
+    return sum(map(len, report["failed"].values()))
 
 
 def _record(

@@ -82,7 +82,7 @@ class PlantedFaults:
     def _first(self, fault: Fault) -> bool:
         if self._markers is None:
             return True
-        self._markers.mkdir(mode=0o700, exist_ok=True)
+        self._markers.mkdir(exist_ok=True)
         try:
             (self._markers / fault.text.replace(":", "-")).touch(exist_ok=False)
         except FileExistsError:

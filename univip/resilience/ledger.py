@@ -45,11 +45,10 @@ class Decisions:
         """How often the run turned back; checkpoints carry it."""
         return len(self.rollbacks)
 
-    def is_jumped(self, data_step: int) -> bool:
-        """Whether a data step must not be trained on any more."""
-        return data_step in self.skipped or any(
-            rollback.window[0] <= data_step < rollback.window[1] for rollback in self.rollbacks
-        )
+    @property
+    def windows(self) -> set[int]:
+        """Data steps that rollbacks jump over."""
+        return {step for rollback in self.rollbacks for step in range(*rollback.window)}
 
     def abandoned(self, checkpoints: dict[int, int]) -> list[int]:
         """Checkpoints of futures the run turned away from.
@@ -80,14 +79,16 @@ class Ledger:
         """Write one record and wait until it is on the disk."""
         record = {"v": 1, "kind": kind, "time": time.time(), **fields}
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             size = os.lseek(descriptor, 0, os.SEEK_END)
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 # A record cut off by a crash announces an act that never happened: its line is closed and
                 # stays unreadable.
                 line = "\n" + line
-            os.write(descriptor, line.encode())
+            data = line.encode()
+            while data:  # a disk that is nearly full takes a part
+                data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -100,12 +101,15 @@ class Ledger:
         """
         if not self.path.exists():
             return
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line:
+                continue
             try:
                 record = json.loads(line)
             except ValueError:
-                if line.startswith("{") and not line.endswith("}"):
-                    continue  # cut off by a crash
+                if not line.endswith("}"):
+                    continue  # cut off by a crash; after a power cut it may be zeros
                 raise DataError(
                     "a record of the ledger cannot be read",
                     where=f"{self.path}, line {number}",

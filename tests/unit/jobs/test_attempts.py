@@ -43,6 +43,16 @@ def test_elements_of_an_array_share_a_run(tmp_path: Path) -> None:
         assert second.number == 2
 
 
+def test_an_element_of_an_array_that_died_on_another_host_does_not_keep_the_run(tmp_path: Path) -> None:
+    with attempt(tmp_path, "shard:3", exclusive=False) as dead:
+        pass
+    path = dead.directory(tmp_path) / "attempt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ended": None, "host": "node-that-died"}))
+
+    with attempt(tmp_path, "merge") as mine:
+        assert mine.number == 2
+
+
 def test_a_dead_owner_does_not_keep_the_run(tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "60"])
     with attempt(tmp_path, "train") as dead:
@@ -58,6 +68,25 @@ def test_a_dead_owner_does_not_keep_the_run(tmp_path: Path) -> None:
     assert living_attempts(tmp_path) == []
     with attempt(tmp_path, "train") as next_one:
         assert next_one.number == 2
+
+
+@pytest.mark.parametrize(("job_id", "is_refused"), [("7", False), ("8", True), ("", True)])
+def test_a_requeued_job_takes_over_from_the_host_it_died_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, is_refused: bool
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with attempt(tmp_path, "train") as dead:
+        pass
+    path = dead.directory(tmp_path) / "attempt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ended": None, "host": "node-that-died"}))
+    monkeypatch.setenv("SLURM_JOB_ID", job_id)
+
+    if is_refused:
+        with pytest.raises(RunBusyError, match="node-that-died"), attempt(tmp_path, "train"):
+            pytest.fail("two owners")
+    else:
+        with attempt(tmp_path, "train") as mine:
+            assert mine.number == 2
 
 
 def test_a_reused_pid_is_not_the_owner() -> None:

@@ -1,10 +1,12 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
@@ -12,7 +14,7 @@ import pytest
 
 from jobs import base
 from jobs.attempts import attempt, read_attempts
-from jobs.config import Config, RunHeader, RunKind, store
+from jobs.config import Config, RunHeader, RunKind, load, load_header, store
 from monitoring.journal import read
 from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
 from univip.data.scan import scan
@@ -20,10 +22,12 @@ from univip.errors import RollbackExhaustedError
 
 
 @pytest.fixture(autouse=True)
-def _signals_as_before() -> Iterator[None]:
+def _signals_and_umask_as_before() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
+    umask = os.umask(0o022)
     yield
+    os.umask(umask)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
@@ -54,6 +58,23 @@ def test_the_stages_of_the_boxes_leave_a_store_attempts_and_a_journal(run_dir: P
     assert {record["stage"] for record in records if record["kind"] == "attempt"} == {"proposals"}
     assert [record["state"] for record in records if record["kind"] == "run"][-1] == "done"
     assert [record["shard"] for record in records if record["kind"] == "shard"] == [1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("700", 0o700), ("755", 0o755)])
+def test_everything_in_a_run_is_as_open_as_the_configuration_says(
+    run_dir: Path, mode: str, expected: int
+) -> None:
+    config = load(run_dir)
+    store(replace(config, paths=replace(config.paths, mode=mode)), load_header(run_dir), run_dir)
+    (run_dir / "config.yaml").chmod(expected & 0o666)
+
+    for kind in ("prepare", "shards", "merge"):
+        assert base.run_job(kind, str(run_dir)) == 0
+
+    made = list(run_dir.rglob("*"))
+    assert {path.name for path in made} > {"attempts", "0001", "attempt.json", "proposals.arrow", "journal"}
+    for path in made:
+        assert stat.S_IMODE(path.stat().st_mode) == (expected if path.is_dir() else expected & 0o666), path
 
 
 def test_wrong_data_ends_with_77_and_three_lines(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -89,11 +89,11 @@ def test_paths_are_absolute_wherever_the_job_will_run(
 
 def test_cluster_options_reach_their_fields() -> None:
     config = compose(
-        [ROOT, "cluster=slurm", "cluster.nodes.min=1", "cluster.nodes.max=4", "+cluster.extra.gres=gpu:8"]
+        [ROOT, "cluster=slurm", "cluster.nodes.min=1", "cluster.nodes.max=1", "+cluster.extra.gres=gpu:8"]
     )
 
     assert config.cluster.kind is ClusterKind.slurm
-    assert (config.cluster.nodes.min, config.cluster.nodes.max) == (1, 4)
+    assert (config.cluster.nodes.min, config.cluster.nodes.max) == (1, 1)
     assert config.cluster.extra == {"gres": "gpu:8"}
 
 
@@ -120,7 +120,10 @@ def test_cluster_options_reach_their_fields() -> None:
         ("proposals.min_sizes=[]", "`proposals.min_sizes` must be"),
         ("train.epochs=nan", "`train.epochs` must be greater than 0"),
         ("train.epochs=inf", "`train.epochs` must be greater than 0"),
-        ("cluster.nodes.min=3", "`cluster.nodes.max` must be at least `cluster.nodes.min`, 3, but is 1"),
+        ("cluster.nodes.min=0", "`cluster.nodes.min` must be 1"),
+        ("cluster.nodes.min=3", "`cluster.nodes.min` must be 1 (a training job uses one node today"),
+        ("cluster.nodes.max=2", "`cluster.nodes.max` must be 1 (a training job uses one node today"),
+        ("monitoring.port=1", "`monitoring.port` must be a known key, but is not"),
         ("data.split=7", "`data.split` must be a name, or a list of names, but is 7"),
         ("paths.mode=9", "`paths.mode` must be three octal digits"),
         ("method.momentum=1.5", "`method.momentum` must be between 0 and 1, but is 1.5"),
@@ -144,7 +147,7 @@ def test_a_value_that_must_be_given_is_asked_for() -> None:
     assert str(caught.value).splitlines() == [
         "`data.root` must be given, but is not.",
         "  where: the command line",
-        "  fix:   data.root=...",
+        "  fix:   data.root=/path/to/photographs",
     ]
 
 

@@ -1,3 +1,5 @@
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +72,29 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, text: str) -> None:
 
     with pytest.raises(ConfigError, match=r"`config\.yaml` must be as this version"):
         load(tmp_path)
+
+
+def test_a_file_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    store(Config(data=DataConfig(root="/x")), replace(HEADER, format=2), tmp_path)
+
+    with pytest.raises(ConfigError, match="format 2 is newer than 1"):
+        load(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(Config(data=DataConfig(root="/old")), HEADER, tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        store(Config(data=DataConfig(root="/new")), HEADER, tmp_path)
+
+    assert load(tmp_path).data.root == "/old"
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
 def test_a_folder_without_configuration_is_no_run(tmp_path: Path) -> None:

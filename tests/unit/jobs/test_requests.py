@@ -48,8 +48,20 @@ def test_merged_shards_are_done(tmp_path: Path) -> None:
 def test_an_evaluation_asked_for_again_is_not_done(tmp_path: Path) -> None:
     write_attempt(tmp_path / "run", 1, "evaluate", 0, started=100.0)
 
-    assert Stage("evaluate", "run").is_done(tmp_path)
+    assert Stage("evaluate", "run", since=99.0).is_done(tmp_path)
     assert not Stage("evaluate", "run", since=101.0).is_done(tmp_path)
+
+
+def test_an_evaluation_of_a_half_trained_network_is_not_that_of_the_trained_one(tmp_path: Path) -> None:
+    write_attempt(tmp_path / "run", 1, "train", 75)
+    write_attempt(tmp_path / "run", 2, "evaluate", 0)
+    assert not Stage("evaluate", "run").is_done(tmp_path)
+
+    write_attempt(tmp_path / "run", 3, "train", 0)
+    assert not Stage("evaluate", "run").is_done(tmp_path)
+
+    write_attempt(tmp_path / "run", 4, "evaluate", 0, started=0.5)  # on a node whose clock is behind
+    assert Stage("evaluate", "run").is_done(tmp_path)
 
 
 def kinds(command: str, proposals: str) -> list[tuple[str, str]]:
@@ -70,7 +82,8 @@ def test_a_method_without_boxes_gets_its_index_in_its_own_run() -> None:
 
 
 def test_a_request_survives_its_file(tmp_path: Path) -> None:
-    request = Request("pipeline", stages_of("pipeline", "run", "boxes", now=5.0))
+    unfinished = Request("pipeline", stages_of("pipeline", "run", "boxes", now=5.0))
+    request = Request("evaluate", [Stage("evaluate", "run", since=6.0)], unfinished=unfinished)
 
     request.save(tmp_path)
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -244,6 +245,90 @@ def test_cancelling_on_slurm_marks_the_run_first(run_dir: Path, monkeypatch: pyt
     assert (run_dir / "asked").read_text() == "--quiet 17\n"
     assert "cancelled" in (run_dir / "seen").read_text().split()
     assert run(["status", "--json"]) == 0
+
+
+def test_cancelling_on_slurm_marks_the_boxes_of_the_request_too(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = run_dir.parent / "proposals-1"
+    boxes.mkdir()
+    Request("pipeline", stages_of("pipeline", "univip-1", "proposals-1", now=1.0)).save(run_dir)
+    write_json(run_dir / "jobs.json", {"jobs": [{"stage": "shards", "id": "17"}]})
+    scancel = run_dir / "scancel"
+    scancel.write_text("#!/bin/sh\n")
+    scancel.chmod(0o755)
+    monkeypatch.setenv("PATH", str(run_dir), prepend=os.pathsep)
+
+    assert run(["cancel", "@last"]) == 0
+
+    assert (boxes / "cancelled").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a b"), ["Permission denied", "/a b", "'/a b'"]),
+        (OSError(errno.ENOSPC, "No space left on device"), ["No space left", "make room"]),
+        (OSError("cut"), ["cut", "--verbose"]),
+    ],
+    ids=str,
+)
+def test_what_the_system_refuses_is_three_lines_and_1(
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    says: list[str],
+) -> None:
+    def refuse(_: Path) -> list[Path]:
+        raise error
+
+    monkeypatch.setattr("launcher.runs.all_runs", refuse)
+
+    assert run(["status"]) == 1
+
+    said = capsys.readouterr().err
+    assert all(part in said for part in says)
+    assert len(said.splitlines()) <= 3
+    with pytest.raises(type(error)):
+        run(["--verbose", "status"])
+
+
+def test_a_busy_port_is_named_with_a_free_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        assert run(["monitor", "--port", str(port)]) == 1
+
+    said = capsys.readouterr().err
+    assert "must be free" in said
+    assert f"where: 127.0.0.1:{port}" in said
+    assert f"univip monitor --port {port + 1}" in said
+
+
+def test_boxes_made_for_a_training_can_be_resumed(
+    runs: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    def start(run_dir: Path, request_id: str) -> int:
+        started.append(run_dir.name)
+        return 1
+
+    monkeypatch.setattr("launcher.submission.start_local", start)
+    assert run(["submit", "pipeline", "data=folder", f"data.root='{photographs}'"]) == 0
+    boxes = next(runs.glob("proposals-*"))
+
+    assert run(["resume", boxes.name]) == 0
+
+    assert started[1] == boxes.name
+    assert capsys.readouterr().out.splitlines()[-1] == boxes.name
+
+
+def test_an_epoch_without_a_sample_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["proposals", "show", "@last", "#0", "--epoch", "1"]) == 2
+
+    assert "must come with `--sample`" in capsys.readouterr().err
 
 
 def test_a_digest_needs_a_checkpoint(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

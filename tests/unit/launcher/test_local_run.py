@@ -75,7 +75,7 @@ def test_waiting_for_a_request_that_fails_ends_with_1_and_the_reason(
     done = subprocess.run([*request_boxes, "--wait"], capture_output=True, text=True, check=False)
 
     assert done.returncode == 1
-    assert "failed in merge: refused" in done.stderr
+    assert "failed in shards: refused" in done.stderr
     assert "at least one of the 3 images must be usable" in done.stderr
 
 

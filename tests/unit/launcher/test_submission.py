@@ -17,8 +17,12 @@ from jobs.outcomes import write_json
 from jobs.requests import Request
 from launcher import submission
 from launcher.errors import RefusedError, SlurmUnavailableError
-from launcher.plan import make_plan
+from launcher.follow import follow
+from launcher.plan import make_plan, plan_again
+from launcher.runs import State, read_state
 from launcher.submission import submit
+from univip.checkpoint import layout
+from univip.config import MethodConfig
 from univip.errors import ConfigError
 
 
@@ -59,6 +63,10 @@ def finish(run_dir: Path, *kinds: str) -> None:
             mine.exit_code = 0
 
 
+def save_checkpoint(run_dir: Path) -> None:
+    (run_dir / "checkpoints" / layout.name_of(3)).mkdir(parents=True)
+
+
 def test_a_new_run_gets_its_files_and_a_supervisor(config: Config, started: list[Path]) -> None:
     plan = make_plan("pipeline", config)
 
@@ -89,6 +97,8 @@ def test_directories_are_private_unless_the_configuration_opens_them(
 
     assert stat.S_IMODE(run_dir.stat().st_mode) == expected
     assert stat.S_IMODE((run_dir / "config.yaml").stat().st_mode) == expected & 0o666
+    assert stat.S_IMODE((run_dir / "request.json").stat().st_mode) == expected & 0o666
+    assert stat.S_IMODE(run_dir.parent.stat().st_mode) == 0o755  # others have runs there, too
 
 
 def test_a_running_run_is_reported_and_not_started_twice(config: Config, started: list[Path]) -> None:
@@ -102,13 +112,29 @@ def test_a_running_run_is_reported_and_not_started_twice(config: Config, started
     assert f"already running: process {os.getpid()}" in again.message
 
 
-def test_a_stage_that_outlived_its_supervisor_still_owns_the_run(config: Config, started: list[Path]) -> None:
+def test_a_stage_that_outlived_its_supervisor_is_left_to_the_next_one(
+    config: Config, started: list[Path]
+) -> None:
     run_dir = submit(make_plan("pipeline", config), []).run_dir
 
     with attempt(run_dir, "train"):
         again = submit(make_plan("pipeline", config), [])
 
+    assert (again.is_new, again.message) == (True, "resumed")
+    assert len(started) == 2
+
+
+def test_a_stage_on_another_machine_owns_the_run(config: Config, started: list[Path]) -> None:
+    run_dir = submit(make_plan("pipeline", config), []).run_dir
+
+    with attempt(run_dir, "train") as theirs:
+        theirs.host = "elsewhere"
+        theirs.save(run_dir)
+        again = submit(make_plan("pipeline", config), [])
+
+    assert not again.is_new
     assert "already running: attempt 1" in again.message
+    assert len(started) == 1
 
 
 def test_a_stopped_run_is_resumed(config: Config, started: list[Path]) -> None:
@@ -139,6 +165,7 @@ def test_a_finished_run_can_be_evaluated_again(config: Config, started: list[Pat
     run_dir = submit(plan, []).run_dir
     finish(run_dir.parent / plan.header.proposals, "prepare", "shards", "merge")
     finish(run_dir, "train", "evaluate")
+    save_checkpoint(run_dir)
     other = replace(config, evaluate=replace(config.evaluate, neighbours=3))
 
     again = submit(make_plan("evaluate", other), [])
@@ -146,6 +173,89 @@ def test_a_finished_run_can_be_evaluated_again(config: Config, started: list[Pat
     assert again.is_new
     assert again.run_dir == run_dir
     assert load(run_dir).evaluate.neighbours == 3
+
+
+def half_trained(config: Config) -> Path:
+    plan = make_plan("pipeline", config)
+    run_dir = submit(plan, []).run_dir
+    finish(run_dir.parent / plan.header.proposals, "prepare", "shards", "merge")
+    with attempt(run_dir, "train") as mine:
+        mine.exit_code = 75
+    save_checkpoint(run_dir)
+    return run_dir
+
+
+def test_a_half_trained_run_that_was_evaluated_is_not_done(config: Config, started: list[Path]) -> None:
+    run_dir = half_trained(config)
+
+    submit(make_plan("evaluate", config), [])
+    assert read_state(run_dir).stage == "evaluate"
+    finish(run_dir, "evaluate")
+
+    assert (read_state(run_dir).state, read_state(run_dir).stage) == (State.stopped, "train")
+    assert follow(run_dir)  # what was asked for is done
+
+
+def test_resuming_goes_on_with_the_request_that_an_evaluation_came_between(
+    config: Config, started: list[Path]
+) -> None:
+    run_dir = half_trained(config)
+    for _ in range(2):
+        submit(make_plan("evaluate", config), [])
+        finish(run_dir, "evaluate")
+
+    plan = plan_again(run_dir)
+    assert plan.request.command == "pipeline"
+    assert [stage.kind for stage in plan.request.remaining(run_dir.parent)] == ["train", "evaluate"]
+    submit(plan, [])
+    finish(run_dir, "train")
+    assert (read_state(run_dir).state, read_state(run_dir).stage) == (State.stopped, "evaluate")
+    finish(run_dir, "evaluate")
+
+    assert read_state(run_dir).state is State.done
+
+
+def test_without_a_checkpoint_there_is_nothing_to_evaluate(
+    config: Config, started: list[Path], tmp_path: Path
+) -> None:
+    overrides = ["experiment=a b", "data=folder"]
+    with pytest.raises(RefusedError, match="must have a checkpoint to evaluate") as refused:
+        submit(make_plan("evaluate", config), overrides)
+    assert refused.value.fix == "univip submit pipeline 'experiment=a b' data=folder"
+    assert not (tmp_path / "runs").exists()
+
+    run_dir = submit(make_plan("pipeline", config), []).run_dir
+    with pytest.raises(RefusedError, match="must have a checkpoint to evaluate") as refused:
+        submit(make_plan("evaluate", config), overrides)
+    assert refused.value.fix == f"univip resume {run_dir.name}"
+    assert len(started) == 1
+
+
+def test_boxes_that_another_request_works_on_keep_their_configuration(
+    config: Config, started: list[Path]
+) -> None:
+    plan = make_plan("pipeline", config)
+    boxes = submit(plan, []).run_dir.parent / plan.header.proposals
+    other = replace(config, cluster=replace(config.cluster, partition="b"), method=MethodConfig(momentum=0.5))
+
+    with attempt(boxes, "shards"):
+        assert submit(make_plan("pipeline", other), []).is_new
+    assert load(boxes) == config
+
+    submit(make_plan("pipeline", other), [])
+    assert load(boxes).cluster.partition == "b"
+
+
+def test_a_new_start_is_not_cancelled_any_more(config: Config, started: list[Path]) -> None:
+    plan = make_plan("pipeline", config)
+    run_dir = submit(plan, []).run_dir
+    markers = [run_dir / "cancelled", run_dir.parent / plan.header.proposals / "cancelled"]
+    for marker in markers:
+        marker.touch()
+
+    submit(make_plan("pipeline", config), [])
+
+    assert not any(marker.exists() for marker in markers)
 
 
 def test_resuming_takes_the_site_from_the_request_and_the_rest_from_the_run(
@@ -169,9 +279,10 @@ def test_training_alone_needs_boxes(config: Config, started: list[Path]) -> None
     with pytest.raises(RefusedError, match="must be made before training"):
         submit(plan, [])
     assert started == []
+    assert not plan.run_dir.parent.exists()
 
     boxes = plan.run_dir.parent / plan.header.proposals
-    boxes.mkdir()
+    boxes.mkdir(parents=True)
     finish(boxes, "merge")
     assert submit(make_plan("train", config), []).is_new
 

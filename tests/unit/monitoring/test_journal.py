@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring import journal
-from monitoring.journal import Journal, JournalReader, Record, read, tail_record
+from monitoring.journal import Journal, JournalReader, Record, read, tail_records
 from univip.observe import Observer
 
 
@@ -341,7 +341,7 @@ def test_damaged_lines_are_skipped_and_counted(
     assert [record["n"] for record in records] == [1, 2]
     assert len(polled) + reader.damaged == 3
     assert (reader.damaged == 1) == ("1 damaged lines" in caplog.text)
-    assert tail_record(path) == polled[-1]
+    assert tail_records(path)[-1] == polled[-1]
 
 
 def test_a_file_growing_byte_by_byte_gives_each_record_once(tmp_path: Path) -> None:
@@ -355,8 +355,7 @@ def test_a_file_growing_byte_by_byte_gives_each_record_once(tmp_path: Path) -> N
         complete = content[: end + 1].count(b"\n")
         seen += [record["n"] for record in reader.poll()]
         assert len(seen) + reader.damaged == complete
-        tail = tail_record(path)
-        assert (tail["n"] if tail else None) == (seen[-1] if seen else None)
+        assert [record["n"] for record in tail_records(path)] == seen
 
     assert seen == [1, 2, 3]
     assert reader.damaged == 1
@@ -396,15 +395,21 @@ def test_the_tail_of_a_long_file_is_found_in_its_last_64_kib(tmp_path: Path) -> 
         tmp_path, b"x" * 1_000_000 + b"\n" + line(1.0, n=1, x=longest) + line(2.0, n=2, x=longest)[:-9]
     )
 
-    tail = tail_record(path)
+    assert [record["n"] for record in tail_records(path)] == [1]
 
-    assert tail is not None
-    assert tail["n"] == 1
+
+def test_the_tail_holds_every_whole_record_of_the_last_64_kib(tmp_path: Path) -> None:
+    each = len(line(1.0, n=1000))
+    path = written(tmp_path, b"".join(line(1.0, n=n) for n in range(1000, 3000)))
+
+    tail = [record["n"] for record in tail_records(path)]
+
+    assert tail == list(range(3000 - journal.TAIL_BYTES // each, 3000))
 
 
 def test_an_empty_file_has_no_tail(tmp_path: Path) -> None:
-    assert tail_record(written(tmp_path, b"")) is None
-    assert tail_record(written(tmp_path, b"torn")) is None
+    assert tail_records(written(tmp_path, b"")) == []
+    assert tail_records(written(tmp_path, b"torn")) == []
 
 
 words = st.text(max_size=9).filter(lambda word: word not in ("NaN", "Infinity", "-Infinity"))

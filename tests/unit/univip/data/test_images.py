@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from univip.atomic import replacing
 from univip.data import arrow
 from univip.data.images import ImageIndex, write_index
 from univip.data.scan import Row, Scan, fingerprint
@@ -84,7 +85,7 @@ def test_a_failed_write_leaves_the_old_file_alone(path: Path) -> None:
     before = path.read_bytes()
 
     def fail() -> None:
-        with arrow.replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 

@@ -19,7 +19,7 @@ from univip.data.plan import SamplePlan
 from univip.data.proposals import RAW, ProposalStore, column, make_rows, write_store
 from univip.data.samples import SampleReader
 from univip.data.scan import scan
-from univip.errors import DataError
+from univip.errors import UnivipError
 
 VIEWS = ViewsConfig(scene_size=32, instance_size=16, min_overlap=24)
 NUM_IMAGES = 7
@@ -179,7 +179,7 @@ def test_the_global_random_state_is_left_alone(reader: SampleReader):
 def test_an_error_arrives_with_its_three_lines(reader: SampleReader, tmp_path: Path, workers: int):
     moved = replace(reader, data=replace(reader.data, root=str(tmp_path)))
 
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UnivipError) as caught:
         next(open_batches(source(moved), range(2), workers=workers))
 
     assert caught.value.where == str(tmp_path)

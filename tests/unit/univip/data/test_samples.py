@@ -16,7 +16,7 @@ from univip.data.images import ImageIndex, write_index
 from univip.data.proposals import RAW, ProposalStore, column, make_rows, write_store
 from univip.data.samples import SampleReader
 from univip.data.scan import scan
-from univip.errors import DataError
+from univip.errors import DataError, UnivipError
 
 VIEWS = ViewsConfig(scene_size=40, instance_size=24, min_overlap=24)
 PROPOSALS = ProposalsConfig(min_sizes=[24, 32])
@@ -168,12 +168,25 @@ def test_a_photograph_of_another_size_than_indexed_is_replaced(reader: SampleRea
 def test_no_usable_photograph_is_an_error_that_names_some(reader: SampleReader):
     for row in range(len(reader.index)):
         (Path(reader.data.root) / reader.index.path(row)).unlink()
+    (Path(reader.data.root) / "notes.txt").touch()
 
     with pytest.raises(DataError, match=r"0\.jpg \(missing\)") as caught:
         reader.batch(np.array([0]), np.array([0]))
 
     assert caught.value.where == reader.data.root
     assert caught.value.fix
+
+
+def test_a_file_system_that_went_away_is_not_wrong_data(reader: SampleReader, tmp_path: Path):
+    mount_point = tmp_path / "unmounted"
+    mount_point.mkdir()
+    for root in (tmp_path / "gone", mount_point):
+        away = replace(reader, data=replace(reader.data, root=str(root)))
+
+        with pytest.raises(UnivipError, match="cannot be reached") as caught:
+            away.batch(np.array([0]), np.array([0]))
+
+        assert not isinstance(caught.value, DataError)
 
 
 def test_byol_needs_no_store_and_has_no_instances(reader: SampleReader):

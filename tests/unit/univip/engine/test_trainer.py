@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from univip.checkpoint import layout
+from univip.checkpoint import layout, manager
 from univip.checkpoint.manager import CheckpointManager, Origin
 from univip.config import (
     Backbone,
@@ -271,15 +272,44 @@ def test_skips_in_a_row_suspect_the_state_and_roll_back(tmp_path: Path) -> None:
     assert [fields["window_stop"] for fields in events.of("rollback")] == [8]
 
 
-def test_a_stop_request_ends_with_a_checkpoint_and_resumes_to_the_same_digest(tmp_path: Path) -> None:
+def test_good_steps_before_a_restart_count_towards_the_health_of_a_checkpoint(tmp_path: Path) -> None:
+    events = Events()
+    with pytest.raises(Killed):
+        make_trainer(tmp_path, die_at=4, healthy_after_steps=3).run()
+
+    make_trainer(tmp_path, plant="nan:parameter@6", healthy_after_steps=3, events=events).run()
+
+    # Of the checkpoints 0, 2, 4 the second saw two good steps before the death and two after it.
+    assert [fields["target"] for fields in events.of("rollback")] == [2]
+
+
+def test_skips_before_a_restart_are_in_a_row_with_those_after_it(tmp_path: Path) -> None:
+    plant = "nan:loss@5,nan:loss@6,nan:loss@7"
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    make_trainer(tmp_path / "whole", plant=plant).run()
+    events = Events()
+
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "cut", plant=plant, die_at=7).run()
+    make_trainer(tmp_path / "cut", plant=plant, events=events).run()
+
+    assert [fields["window_stop"] for fields in events.of("rollback")] == [8]
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("every_steps", [2, 100])
+def test_a_stop_request_ends_with_a_checkpoint_and_resumes_to_the_same_digest(
+    tmp_path: Path, every_steps: int
+) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "stopped").mkdir()
     make_trainer(tmp_path / "whole").run()
     asked = iter([False] * 5 + [True])
 
-    ending = make_trainer(tmp_path / "stopped", every_steps=100, stop_requested=lambda: next(asked)).run()
+    stopped = make_trainer(tmp_path / "stopped", every_steps=every_steps, stop_requested=lambda: next(asked))
 
-    assert ending is Ending.STOPPED
+    assert stopped.run() is Ending.STOPPED
     assert CheckpointManager(tmp_path / "stopped" / "checkpoints").latest() == 6
     assert make_trainer(tmp_path / "stopped").run() is Ending.DONE
     assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
@@ -327,6 +357,26 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(
     assert outcomes[2] == outcomes[TARGET] == "success"
 
 
+def test_training_goes_on_when_a_checkpoint_cannot_be_marked_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text = manager.write_text
+
+    def full_for_marks(path: Path, text: str) -> None:
+        if path.name == layout.HEALTHY:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text(path, text)
+
+    monkeypatch.setattr(manager, "write_text", full_for_marks)
+    events = Events()
+
+    assert make_trainer(tmp_path, events=events).run() is Ending.DONE
+
+    failures = [fields for fields in events.of("checkpoint") if fields["outcome"] == "failure"]
+    assert "No space left" in str(failures[0]["what"])
+    assert events.of("healthy") == []
+
+
 def test_a_planted_fault_happens_once_in_the_life_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         make_trainer(tmp_path, plant="nan:loss@1", die_at=2, every_steps=100).run()
@@ -338,3 +388,23 @@ def test_a_planted_fault_happens_once_in_the_life_of_a_run(tmp_path: Path) -> No
     # The ledger remembers the skip: the batch is jumped over although it would be good now.
     assert json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[1])["data_step"] == 1
     assert CheckpointManager(tmp_path / "checkpoints").verify(TARGET).step == TARGET - 1
+
+
+def test_damage_by_the_very_last_update_is_found_before_the_run_ends(tmp_path: Path) -> None:
+    events = Events()
+    trainer = make_trainer(tmp_path, events=events)
+    step, parameter = trainer.state.optimizer.step, next(trainer.state.method.online.parameters())
+    damage = iter([True])
+
+    def damaging_step() -> None:
+        step()
+        if trainer.state.data_step == TARGET - 1 and next(damage, False):
+            with torch.no_grad():
+                parameter.view(-1)[0] = torch.nan
+
+    trainer.state.optimizer.step = damaging_step  # type: ignore[method-assign, assignment]
+
+    assert trainer.run() is Ending.DONE
+    assert [fields["data_step"] for fields in events.of("rollback")] == [TARGET - 1]
+    assert bool(trainer.state.is_finite())
+    assert CheckpointManager(tmp_path / "checkpoints").latest() == TARGET

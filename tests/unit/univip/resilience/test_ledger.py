@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,22 @@ def test_records_come_back_in_order_with_their_fields(tmp_path: Path) -> None:
     assert records[0]["time"] <= records[1]["time"]
 
 
+def test_a_record_is_written_whole_where_the_system_takes_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+        ledger.append("skip", data_step=3)
+
+    assert [record["data_step"] for record in ledger.read()] == [3]
+
+
 def test_decisions_say_which_data_steps_are_not_trained_on() -> None:
     ledger = Ledger(Path("/nonexistent/ledger.jsonl"))
 
-    assert not ledger.decisions().is_jumped(0)
+    assert ledger.decisions().skipped == ledger.decisions().windows == set()
 
 
 def test_skips_and_windows_are_jumped(tmp_path: Path) -> None:
@@ -35,7 +48,7 @@ def test_skips_and_windows_are_jumped(tmp_path: Path) -> None:
 
     decisions = ledger.decisions()
 
-    assert [step for step in range(12) if decisions.is_jumped(step)] == [3, 5, 6, 7, 8, 9]
+    assert (decisions.skipped, decisions.windows) == ({3}, {5, 6, 7, 8, 9})
     assert decisions.line == 1
 
 
@@ -72,3 +85,15 @@ def test_checkpoints_of_an_abandoned_future_are_told_from_those_written_after_it
     # 100 is the target, 120 was written before the rollback (line 0), 140 after it (line 1).
     assert decisions.rollbacks == [Rollback(100, 130, (122, 131))]
     assert decisions.abandoned({100: 0, 120: 0, 140: 1}) == [120]
+
+
+def test_zeros_at_the_end_as_a_power_cut_leaves_them_are_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.append("skip", data_step=3, where="loss", reason="x")
+    with path.open("ab") as file:
+        file.write(bytes(64))
+
+    ledger.append("healthy", checkpoint=7)
+
+    assert [record["kind"] for record in ledger.read()] == ["skip", "healthy"]

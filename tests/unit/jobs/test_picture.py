@@ -1,0 +1,104 @@
+"""Pictures of a run: its boxes, and the samples made with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from jobs import proposals
+from jobs.config import Config, RunHeader, RunKind, store
+from jobs.picture import write_picture, write_sample
+from univip.config import DataConfig, DataFormat, MethodName, ProposalsConfig, SearchMode, ViewsConfig
+from univip.data.scan import scan
+from univip.errors import ConfigError
+from univip.observe import NullObserver
+
+
+@pytest.fixture
+def train_dir(tmp_path: Path) -> Path:
+    """A training run on three photographs, and the run of its boxes beside it."""
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels.repeat(8, 0).repeat(8, 1)).save(tmp_path / "data" / f"{number}.png")
+    config = Config(
+        data=DataConfig(format=DataFormat.folder, root=str(tmp_path / "data")),
+        proposals=ProposalsConfig(mode=SearchMode.single, min_sizes=[16], processes=1),
+        views=ViewsConfig(scene_size=32, instance_size=16, min_overlap=16),
+    )
+    fingerprint = scan(config.data).fingerprint
+    boxes, train = tmp_path / "proposals-1", tmp_path / "univip-1"
+    for run_dir, kind, beside in ((boxes, RunKind.proposals, ""), (train, RunKind.train, boxes.name)):
+        run_dir.mkdir()
+        store(config, RunHeader(run_dir.name, kind, fingerprint, 3, beside), run_dir)
+    proposals.prepare(config, boxes)
+    proposals.run_shard(config, boxes, 0, NullObserver())
+    proposals.merge(config, boxes)
+    return train
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    with PIL.Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_the_boxes_of_an_image_can_be_drawn_from_either_run(train_dir: Path, tmp_path: Path) -> None:
+    one = write_picture(train_dir, "#1", tmp_path / "a.png")
+    other = write_picture(tmp_path / "proposals-1", "#1", tmp_path / "b.png")
+
+    assert pixels_of(one).shape[0] > 64
+    assert (pixels_of(one) == pixels_of(other)).all()
+
+
+def test_a_sample_is_another_one_in_another_epoch(train_dir: Path, tmp_path: Path) -> None:
+    first, again, later = (
+        pixels_of(write_sample(train_dir, "#1", tmp_path / f"{number}.png", epoch=epoch))
+        for number, epoch in enumerate([0, 0, 5])
+    )
+
+    assert first.shape[1] > 64 + 2 * 32 + 4 * 16  # photograph, two scenes, four instances
+    assert (first == again).all()
+    assert first.shape != later.shape or (first != later).any()
+
+
+def test_a_sample_of_a_method_without_boxes_needs_no_boxes(train_dir: Path, tmp_path: Path) -> None:
+    config = Config(
+        data=DataConfig(format=DataFormat.folder, root=str(tmp_path / "data")),
+        views=ViewsConfig(scene_size=32),
+    )
+    config = replace(config, method=replace(config.method, name=MethodName.byol))
+    run_dir = tmp_path / "byol-1"
+    run_dir.mkdir()
+    store(config, RunHeader("byol-1", RunKind.train, scan(config.data).fingerprint, 3), run_dir)
+    with pytest.raises(ConfigError, match="must have an index to show"):
+        write_sample(run_dir, "#0", tmp_path / "a.png", epoch=0)
+
+    proposals.prepare(config, run_dir)
+
+    assert write_sample(run_dir, "#0", tmp_path / "a.png", epoch=0).exists()
+
+
+def without_boxes(train_dir: Path) -> Path:
+    (train_dir.parent / "proposals-1" / "proposals.arrow").unlink()
+    return train_dir
+
+
+@pytest.mark.parametrize(
+    ("run_of", "image", "message"),
+    [
+        (lambda train: train.parent / "proposals-1", "#0", "must be a training run to show a sample"),
+        (lambda train: train, "#3", "one of #0 to #2, but is `#3`"),
+        (without_boxes, "#0", "must have boxes to show, but has none yet"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    train_dir: Path, tmp_path: Path, run_of: Callable[[Path], Path], image: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        write_sample(run_of(train_dir), image, tmp_path / "a.png", epoch=0)
+    assert not (tmp_path / "a.png").exists()
