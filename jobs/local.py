@@ -70,6 +70,7 @@ class _Supervisor:
         self._is_cancelled = False
         self._is_killing = False
         self._last_heartbeat = 0.0
+        self._is_told = True  # whether the newest state could be written
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._cancel)
         for number in (signal.SIGHUP, signal.SIGUSR2):
@@ -179,8 +180,13 @@ class _Supervisor:
         for name in {self._run_dir.name, run} - {""}:
             try:
                 write_json(self._run_dir.parent / name / SUPERVISOR_FILE, document)
-            except OSError as error:  # a full disk is no reason to end the stage; readers look at the process
-                sys.stderr.write(f"`{SUPERVISOR_FILE}` of run `{name}` is not up to date: {error}\n")
+                self._is_told = True
+            except OSError as error:
+                # A full disk does not end the stage: readers look at the process, not at its heartbeat.
+                if self._is_told:
+                    with suppress(OSError):  # the log lies on the same disk
+                        sys.stderr.write(f"`{SUPERVISOR_FILE}` of run `{name}` is not up to date: {error}\n")
+                self._is_told = False
 
 
 def _lock(run_dir: Path, held: ExitStack) -> bool:

@@ -32,7 +32,8 @@ class Stage:
         kind: prepare, shards, merge, train or evaluate.
         run: Id of the run it works on.
         since: Only an attempt begun after this time (Unix, s) counts. An evaluation asked for by itself
-            has it; any other one is of the trained network, and counts only if training was done before.
+            has it; any other one is of the trained network, and counts only if training was done before. So
+            has an index that must be made anew.
     """
 
     kind: str

@@ -140,7 +140,7 @@ def _plan(command: str, config: Config, header: RunHeader, boxes: RunHeader | No
 
 
 def _stages(command: str, config: Config, header: RunHeader, found: Scan) -> list[Stage]:
-    """Stages of the request; the index is made again where the photographs moved to folders of other names."""
+    """Stages of the request; the index is made again where photographs moved to folders of other names."""
     now = time.time()
     stages = stages_of(command, header.id, header.proposals, now=now)
     index = read_json(Path(config.paths.runs) / (header.proposals or header.id) / "images.json")

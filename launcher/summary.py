@@ -46,7 +46,7 @@ class Summary:
     loss: float | None = None
     terms: dict[str, float] = field(default_factory=dict)
     eta_s: float | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:

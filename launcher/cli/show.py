@@ -81,16 +81,18 @@ def _unusable(run_dirs: set[Path]) -> Iterator[tuple[str, str]]:
             yield "unusable", f"{len(names):,} {reason}: {', '.join(names[:_NAMES])}{rest}"
 
 
-def _samples(counts: dict[str, int]) -> str:
+def _samples(counts: dict[str, float]) -> str:
     """What became of the samples so far."""
     lost = {name.removeprefix(_LOST): count for name, count in counts.items() if name.startswith(_LOST)}
-    parts = [f"{counts.get('images', 0):,}"]
-    if any(lost.values()):
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items() if count)
-        parts.append(f"{sum(lost.values()):,} of other photographs than planned ({reasons})")
-    for name, words in (("too_small", "too small for instances"), ("fallback", "with random boxes")):
-        if counts.get(name):
-            parts.append(f"{counts[name]:,} {words}")
+    reasons = ", ".join(f"{count:,.0f} {reason}" for reason, count in lost.items() if count)
+    parts = [f"{counts.get('images', 0):,.0f}"]
+    for count, words in (
+        (sum(lost.values()), f"replaced by other photographs ({reasons})"),
+        (counts.get("too_small", 0), "too small for instances"),
+        (counts.get("fallback", 0), "with random boxes"),
+    ):
+        if count:
+            parts.append(f"{count:,.0f} {words}")
     return ", ".join(parts)
 
 

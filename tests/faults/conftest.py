@@ -139,7 +139,8 @@ class Job:
         self.until(lambda: not self.processes(), "killed processes to end", timeout_s=10)
 
     def _logs(self) -> str:
-        logs = sorted(self.run.directory.glob("attempts/*/round-*/rank-*.log"))
+        rounds = sorted(self.run.directory.glob("attempts/*/round-*"))[-1:]
+        logs = [log for each in rounds for log in sorted(each.glob("rank-*.log"))]
         return "\n".join(f"{log}: {log.read_text(encoding='utf-8')[-2000:]}" for log in logs)
 
 
