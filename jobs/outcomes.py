@@ -119,6 +119,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where the file is absent or is no JSON object."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
     return document if isinstance(document, dict) else None

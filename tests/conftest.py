@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Before anything loads torch: its threads spin while they wait, and tiny networks gain nothing from two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell's background jobs ignore it, and would hand that down to the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
