@@ -29,6 +29,9 @@ from monitoring.journal import Journal
 from univip.checkpoint import layout
 from univip.observe import NullObserver, Observer
 
+# Exit code of a worker that ended in order, as all on its node did, and left its outcome. Not 0, after which
+# torch's agent waits for the others in a way that never ends if a worker is killed meanwhile.
+ENDED = 64
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
 MAX_PAUSE_S = 60.0  # between two rounds
 _POLL_S = 0.2
@@ -101,11 +104,11 @@ def _start_server() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def _work(run_dir: str, attempt: Attempt, number: int) -> int:
+def _work(run_dir: str, attempt: Attempt, number: int) -> None:
     """What a worker runs. Named here because the agent would have to load `jobs.worker` to name it there."""
     from jobs import worker
 
-    return worker.main(run_dir, attempt, number)
+    worker.main(run_dir, attempt, number)
 
 
 def _run_round(config: Config, run_dir: Path, attempt: Attempt, number: int) -> Outcome:
@@ -130,23 +133,30 @@ def _run_round(config: Config, run_dir: Path, attempt: Attempt, number: int) -> 
         elastic_launch(launch, _work)(str(run_dir), attempt, number)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _judge(directory, f"rank {rank} ended with exit code {failure.exitcode}", failure.exitcode)
-    return _judge(directory, "", 0)
+        return _judge(directory, rank, failure.exitcode)
+    raise AssertionError("unreachable: no worker exits with 0")
 
 
-def _judge(directory: Path, failure: str, exit_code: int) -> Outcome:
-    """One outcome for the round, from the files of its workers; the most decided one rules."""
+def _judge(directory: Path, rank: int, exit_code: int) -> Outcome:
+    """One outcome for the round, from the files of its workers; the most decided one rules.
+
+    Args:
+        directory: Of the round.
+        rank: The first worker that was seen to end.
+        exit_code: Of that worker; negative for a signal.
+    """
     outcomes = [outcome for path in sorted(directory.glob("rank-*.json")) if (outcome := Outcome.load(path))]
     for code in (ExitCode.REFUSED, ExitCode.EXHAUSTED):
         for outcome in outcomes:
             if outcome.exit_code == code:
                 return outcome
-    if failure:
-        crashes = [outcome for outcome in outcomes if outcome.exit_code == ExitCode.CRASH]
+    crashes = [outcome for outcome in outcomes if outcome.exit_code == ExitCode.CRASH]
+    if crashes or exit_code != ENDED:
         own = [outcome for outcome in crashes if outcome.cause != Cause.LOST_PEER]
         # A rank that was killed leaves no file; the others then fail for want of it.
         cause = own[0].cause if own else Cause.KILLED if exit_code < 0 or crashes else Cause.CRASH
-        return Outcome(ExitCode.CRASH, cause, "; ".join([failure, *(outcome.message for outcome in own)]))
+        what = [f"rank {rank} ended with exit code {exit_code}", *(outcome.message for outcome in own)]
+        return Outcome(ExitCode.CRASH, cause, "; ".join(what))
     for outcome in outcomes:
         if outcome.exit_code == ExitCode.REQUEUE:
             return outcome

@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from jobs import attempts, train
+from jobs.agent import ENDED
 from jobs.attempts import STOP_FILE, Attempt
 from jobs.config import load
 from jobs.outcomes import Cause, ExitCode, Outcome
@@ -30,19 +32,19 @@ from univip.engine.trainer import Ending, Totals
 
 _STOP_POLL_S = 0.5
 _AGENT_POLL_S = 0.5
+_OUTCOME_POLL_S = 0.02
 
 
-def main(run_dir_text: str, attempt: Attempt, round_number: int) -> int:
-    """Run this rank to the end of its round.
+def main(run_dir_text: str, attempt: Attempt, round_number: int) -> NoReturn:
+    """Run this rank to the end of its round, and exit.
+
+    Never by returning or raising: threads of the communication library could keep this process from ending,
+    and torch's agent waits for ever if a rank that has returned is killed.
 
     Args:
         run_dir_text: The run directory.
         attempt: The attempt, owned by the agent; without its owner this process must not live on.
         round_number: Number of the round within it.
-
-    Returns:
-        The exit code that the outcome file holds. A crash is raised instead, so that the agent ends the
-        round.
     """
     run_dir = Path(run_dir_text)
     rank = int(os.environ["RANK"])
@@ -67,19 +69,20 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> int:
             traceback.print_exc()
         else:
             print(error, file=sys.stderr)  # noqa: T201
-    try:
-        outcome.save(path)
-    except OSError:  # a full disk; the exit code still tells the most of it
-        traceback.print_exc()
     journal.record("stop", outcome=ExitCode(outcome.exit_code).name.lower(), cause=outcome.cause.value)
     journal.close()
-    if outcome.exit_code in (ExitCode.DONE, ExitCode.REQUEUE):
-        return outcome.exit_code
-    # Other ranks may wait in a collective for this one: a failed process makes the agent end them too. Not by
-    # raising, because threads of the communication library could keep this process from ending.
+    exit_code = outcome.exit_code
+    try:
+        outcome.save(path)
+        if exit_code in (ExitCode.DONE, ExitCode.REQUEUE):
+            _wait_for_ranks_of_node(directory)
+            exit_code = ENDED
+    except OSError:  # a full disk; the exit code still tells the most of it
+        traceback.print_exc()
+    # Other ranks may wait in a collective for this one: the agent ends them as soon as one exits.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(outcome.exit_code)
+    os._exit(exit_code or ExitCode.CRASH)
 
 
 def _train(run_dir: Path, attempt: Attempt, round_number: int, rank: int, journal: Journal) -> Ending:
@@ -111,6 +114,14 @@ def _train(run_dir: Path, attempt: Attempt, round_number: int, rank: int, journa
     finally:
         if size > 1 and sys.exc_info()[0] is None:
             dist.destroy_process_group()
+
+
+def _wait_for_ranks_of_node(directory: Path) -> None:
+    """Wait until each has left its outcome; if one cannot, the agent ends this process."""
+    first = int(os.environ["RANK"]) - int(os.environ["LOCAL_RANK"])
+    ranks = range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))
+    while not all((directory / f"rank-{rank}.json").exists() for rank in ranks):
+        time.sleep(_OUTCOME_POLL_S)
 
 
 def _is_lost_peer(error: Exception) -> bool:

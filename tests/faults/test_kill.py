@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from univip.checkpoint import layout
 
 if TYPE_CHECKING:
     from conftest import Job, Runs
@@ -98,6 +102,29 @@ def test_a_kill_during_a_checkpoint_write_leaves_only_whole_checkpoints(
 
 
 @pytest.mark.slow
+def test_a_kill_after_the_last_step_does_not_keep_the_job_from_ending(runs: Runs, start: START) -> None:
+    whole, run = runs.undisturbed(2), runs.new("late", workers=2)
+    shutil.copytree(whole.checkpoints, run.checkpoints)  # every round goes straight to its end
+    shutil.copy(whole.directory / "ledger.jsonl", run.directory)
+    draws = random.Random(0)
+    job = start(run)
+
+    def has_ending_rank(number: int) -> bool:
+        outcomes = (run.directory / "attempts" / "0001" / f"round-{number:02d}").glob("rank-*.json")
+        return any(outcomes) or job.process.poll() is not None
+
+    for number in range(2):
+        job.until(partial(has_ending_rank, number), f"the end of round {number}", poll_s=0.001)
+        time.sleep(draws.uniform(0, 0.02))
+        for pid in list(job.ranks().values())[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    assert job.wait() == 0, job.stderr
+    assert run.digest() == whole.digest()
+
+
+@pytest.mark.slow
 @WORLDS
 def test_a_killed_agent_takes_its_workers_along_and_the_next_attempt_goes_on(
     runs: Runs, start: START, workers: int
@@ -106,6 +133,7 @@ def test_a_killed_agent_takes_its_workers_along_and_the_next_attempt_goes_on(
     draws = random.Random(workers)
     job = start(run)
     let_pass(job, 5, draws)
+    job.until(lambda: layout.data_steps(run.checkpoints), "a checkpoint")  # written beside the steps
     kill_the_agent(job)
 
     job = start(run)
