@@ -88,6 +88,16 @@ def test_wrong_data_ends_with_77_and_three_lines(run_dir: Path, capfd: pytest.Ca
     assert len(said.splitlines()) == 3
     [mine] = read_attempts(run_dir)
     assert (mine.exit_code, mine.cause, mine.ended is None) == (77, "refused", False)
+    assert mine.message == said.rstrip("\n")
+
+
+def test_photographs_left_out_of_the_index_are_named_in_the_journal(run_dir: Path) -> None:
+    (run_dir.parent / "photographs" / "letter.jpg").write_text("hello")
+
+    assert base.run_job("prepare", str(run_dir)) == 0
+
+    [failed] = [record for record in read(run_dir) if record["kind"] == "image_failed"]
+    assert (failed["path"], failed["reason"]) == ("letter.jpg", "corrupt")
 
 
 def test_a_bug_ends_with_1_and_a_traceback(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

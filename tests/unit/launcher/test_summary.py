@@ -61,6 +61,36 @@ def test_a_rollback_is_told_and_does_not_spoil_the_rate(tmp_path: Path) -> None:
     assert summary.eta_s == pytest.approx(79 / 2)
 
 
+def test_a_checkpoint_that_could_not_be_written_is_told(tmp_path: Path) -> None:
+    saved = {"kind": "checkpoint", "time": 1.0, "data_step": 10, "outcome": "success"}
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(10, 0.0, 320), saved])
+    assert summarise(tmp_path, RUNNING).problem == ""
+
+    lost = {"kind": "checkpoint", "time": 2.0, "data_step": 20, "outcome": "failure", "what": "no space"}
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(10, 0.0, 320), lost, {**saved, "time": 3.0}])
+
+    assert summarise(tmp_path, RUNNING).problem == (
+        "checkpoint of data step 20 could not be written: no space"
+    )
+
+
+def test_why_a_run_failed_is_told_before_what_it_survived(tmp_path: Path) -> None:
+    lost = {"kind": "image_failed", "time": 2.0, "path": "a.jpg", "reason": "missing"}
+    write(tmp_path, "0001.00-rank0000.jsonl", [lost])
+    failed = RunState(State.failed, "train", "refused", 1, "no photograph is left\n  fix:   restore them")
+
+    assert summarise(tmp_path, failed).problem == "no photograph is left"
+    assert summarise(tmp_path, RUNNING).problem == "unusable image a.jpg: missing"
+
+
+def test_samples_of_lost_photographs_are_counted(tmp_path: Path) -> None:
+    counts = {"images": 320, "substituted_missing": 7, "substituted_corrupt": 0}
+    write(tmp_path, "0001.00-rank0000.jsonl", [{**step(10, 0.0, 320), "counts": counts}])
+
+    assert summarise(tmp_path, RUNNING).counts == counts
+    assert summarise(tmp_path, RUNNING).to_json()["counts"] == counts
+
+
 def test_non_finite_losses_are_shown_as_they_are(tmp_path: Path) -> None:
     write(tmp_path, "0001.00-rank0000.jsonl", [step(1, 0.0, 32, "NaN")])
 
