@@ -65,6 +65,13 @@ def test_looking_at_runs_loads_neither_the_method_nor_the_configuration(
     assert loaded(arguments, run_dir.parent, [*HEAVY, *CONFIGURATION, "numpy", "submitit"]) == (0, [])
 
 
+def test_an_export_needs_no_torch(run_dir: Path) -> None:
+    assert loaded(["export", "@last"], run_dir.parent, [*HEAVY, *CONFIGURATION]) == (
+        1,
+        [],
+    )  # no checkpoint yet
+
+
 @pytest.mark.parametrize("cluster", ["local", "slurm"])
 def test_a_dry_run_loads_nothing_of_the_method(tmp_path: Path, cluster: str) -> None:
     photographs = tmp_path / "photographs"

@@ -95,6 +95,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         "resume",
         "cancel",
         "monitor",
+        "export",
         "digest",
         "proposals",
     ):
@@ -331,7 +332,21 @@ def test_an_epoch_without_a_sample_is_refused(run_dir: Path, capsys: pytest.Capt
     assert "must come with `--sample`" in capsys.readouterr().err
 
 
-def test_a_digest_needs_a_checkpoint(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["digest", "@last"]) == 1
+@pytest.mark.parametrize("verb", ["digest", "export"])
+def test_a_digest_or_an_export_needs_a_checkpoint(
+    run_dir: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, "@last"]) == 1
 
     assert "the run has no checkpoint yet" in capsys.readouterr().err
+
+
+def test_only_a_checkpoint_that_is_kept_can_be_exported(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data_step in (3, 6):
+        (run_dir / "checkpoints" / f"step-{data_step:09d}").mkdir(parents=True)
+
+    assert run(["export", "@last", "--data-step", "4"]) == 2
+
+    assert "must be one of 3, 6, but is 4" in capsys.readouterr().err
