@@ -37,6 +37,7 @@ from univip.proposals.shards import STORE_NAME
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard
 from univip.resilience.ledger import Ledger
+from univip.resilience.watchdog import Watchdog
 from univip.types import Method
 
 
@@ -49,8 +50,9 @@ def train_rank(
     stop_requested: Callable[[], bool],
     still_owner: Callable[[], bool],
     totals: Totals,
+    on_hang: Callable[[str], None],
 ) -> Ending:
-    """Train to the target, or to a request to stop.
+    """Train to the target, or to a request to stop; `on_hang` ends this process where it cannot go on.
 
     Raises:
         ConfigError: If this world cannot hold the batch.
@@ -105,7 +107,14 @@ def train_rank(
         ),
         totals=totals,
     )
-    return trainer.run()
+    with Watchdog(
+        trainer.clock,
+        position=lambda: trainer.state.data_step,
+        observer=observer,
+        give_up_s=config.resilience.hang_timeout_s,
+        on_hang=on_hang,
+    ):
+        return trainer.run()
 
 
 def fresh_method(config: Config, device: torch.device) -> Method:

@@ -97,6 +97,10 @@ KINDS = (
         "steps_discarded": "Data steps whose work is lost.",
         "abandoned": "Checkpoints put aside.",
     }),
+    Kind("stall", "A rank takes far longer than usual, and the others wait for it.", {
+        "phase": "One of PHASES.",
+        "seconds": "In that phase so far.",
+    }),
     Kind("restart", "A new round follows one that failed.", {
         "cause": "One of RESTART_CAUSES.",
         "message": "In words.",
@@ -282,6 +286,8 @@ METRICS = (
            "Rollbacks to a healthy checkpoint.", {"reason": ("nonfinite", "repeated_skips")}),
     Metric("univip_fault_rolled_back_steps_total", "steps", ("rollback",), "sum", "steps_discarded",
            "Data steps discarded by rollbacks."),
+    Metric("univip_fault_stalls_total", "stalls", ("stall",), "count", "",
+           "Times a rank held the others up for far longer than usual.", {"phase": PHASES}),
     Metric("univip_fault_restarts_total", "restarts", ("restart",), "count", "",
            "New rounds after a failed one.", {"cause": RESTART_CAUSES}),
     Metric("univip_proposals_images_total", "images", ("proposals",), "largest", "images_done",

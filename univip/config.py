@@ -194,6 +194,7 @@ class ResilienceConfig:
     skip_window_steps: int = 8  # data steps before the fault that a rollback jumps over
     max_rollbacks: int = site(5)  # of the whole run
     max_restarts: int = site(3)  # rounds in a row that end without a new checkpoint
+    hang_timeout_s: float = site(180.0)  # without progress of a rank for which the others wait
     collective_timeout_s: float = site(300.0)
 
 
