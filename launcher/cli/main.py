@@ -32,6 +32,7 @@ _VERBS = {
     "digest": "SHA-256 over the last checkpoint's tensors.",
     "proposals": "Look at boxes, and at samples made with them.",
     "bench": "How fast this version is on one core.",
+    "completion": "Complete verbs, runs and keys in the shell.",
 }
 
 

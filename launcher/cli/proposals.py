@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from launcher.cli import completing
+
 
 @click.group()
 def command() -> None:
@@ -14,7 +16,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.argument("image")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="PNG file (default: IMAGE.png here).")
 @click.option("--sample", is_flag=True, help="Draw a sample instead: scenes, instances, augmented pixels.")

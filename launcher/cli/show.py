@@ -9,12 +9,14 @@ from typing import Any
 
 import click
 
+from launcher.cli import completing
+
 _NAMES = 10  # of unusable photographs
 _LOST = "substituted_"  # and the reason: how the journal counts samples of lost photographs
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.argument("what", type=click.Choice(["facts", "config", "journal"]), default="facts")
 def command(run: str, what: str) -> None:
     """Show a run: its facts, the configuration it was started with, or every record of its journal."""
