@@ -24,9 +24,10 @@ from univip.data.plan import micro_batches
 from univip.data.proposals import ProposalStore
 from univip.data.samples import SampleReader
 from univip.engine.distributed import Group
+from univip.engine.reporting import Plan, Totals
 from univip.engine.state import TrainState
 from univip.engine.step import StepSettings
-from univip.engine.trainer import Ending, Loaded, Plan, Totals, Trainer
+from univip.engine.trainer import Ending, Loaded, Trainer
 from univip.errors import DataError
 from univip.methods.build import make_method
 from univip.models.momentum import target_momentum
@@ -77,7 +78,7 @@ def train_rank(
             global_batch=config.train.global_batch,
         )
     trainer = Trainer(
-        TrainState(method, optimizer, Guard(config.resilience.max_consecutive_skips)),
+        TrainState(method, optimizer, Guard(config.resilience)),
         plan,
         partial(load_batches, make_source(config, run_dir, group), config, group.device),
         StepSettings(

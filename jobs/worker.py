@@ -29,7 +29,8 @@ from jobs.config import load
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.engine.distributed import Group
-from univip.engine.trainer import Ending, Totals
+from univip.engine.reporting import Totals
+from univip.engine.trainer import Ending
 
 _STOP_POLL_S = 0.5
 _AGENT_POLL_S = 0.5

@@ -15,6 +15,8 @@ from monitoring.journal import FOLDER, Record, tail_records
 # What a person wants to hear about, and how it is told.
 _PROBLEMS = {
     "skip": "skipped data step {data_step}: {reason} in {where}",
+    "spike": "spike at data step {data_step}: {what}",
+    "collapse": "the embeddings collapse: their spread is {embedding_std}, 1 is healthy",
     "rollback": "rolled back to data step {target}: {reason} in {where}",
     "restart": "new round of workers: {cause}",
     "checkpoint": "checkpoint of data step {data_step} could not be written: {what}",

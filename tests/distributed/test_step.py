@@ -21,6 +21,7 @@ from univip.config import (
     OptimConfig,
     OptimizerName,
     Precision,
+    ResilienceConfig,
     ViewsConfig,
 )
 from univip.data.plan import micro_batches
@@ -61,7 +62,7 @@ def train(
     method.online.double()
     method.target.double()
     config = OptimConfig(name=optimizer, exclude_bias_and_norm=optimizer is OptimizerName.lars)
-    state = TrainState(method, make_optimizer(config, method.online), Guard(5))
+    state = TrainState(method, make_optimizer(config, method.online), Guard(ResilienceConfig()))
     shares = micro_batches(IMAGES, size, IMAGES)[rank]
     verdicts = []
     for data_step in range(STEPS):

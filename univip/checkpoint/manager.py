@@ -96,6 +96,7 @@ class CheckpointManager:
             0.0,
         )  # data step and Unix time of the newest durable checkpoint of this process
         self._host: dict[str, Tensor] = {}  # what is written, by name; kept, as fresh memory is slow to touch
+        self.unfit: set[int] = set()  # data steps of checkpoints that can never become healthy
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -144,7 +145,7 @@ class CheckpointManager:
                 )
             else:
                 return Found(data_step, passed_over)
-        if passed_over:
+        if passed_over and at_most is None:
             raise CheckpointError(
                 f"every checkpoint is damaged: {', '.join(layout.name_of(step) for step in passed_over)}",
                 where=str(self.directory),
@@ -279,7 +280,7 @@ class CheckpointManager:
         """
         steps = layout.data_steps(self.directory)
         healthy = [step for step in steps if self.is_healthy(step)][-2:]
-        unproven = [step for step in steps if step > max(healthy, default=-1)]
+        unproven = [step for step in steps if step > max(healthy, default=-1) and step not in self.unfit]
         kept = {*steps[-self.keep_last :], *healthy, *unproven[:1]}
         for data_step in steps:
             if data_step not in kept:

@@ -7,7 +7,15 @@ import functools
 import pytest
 import torch
 
-from univip.config import Backbone, MethodConfig, ModelConfig, OptimConfig, Precision, ViewsConfig
+from univip.config import (
+    Backbone,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    ResilienceConfig,
+    ViewsConfig,
+)
 from univip.engine.distributed import Group
 from univip.engine.phases import PHASES, PhaseClock
 from univip.engine.state import TrainState
@@ -37,7 +45,7 @@ def fresh() -> TrainState:
     method = make_method(MethodConfig(), model, ViewsConfig(num_instances=2))
     method.online.double()
     method.target.double()
-    return TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(3))
+    return TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(ResilienceConfig()))
 
 
 def step(
