@@ -204,6 +204,7 @@ def _whole_step(
         learning_rate=plan.learning_rate(loaded.data_step),
         momentum=plan.momentum(loaded.data_step),
         counts=loaded.counts,
+        marks=loaded.marks,
         stop_requested=False,
         clock=clock,
     )

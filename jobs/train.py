@@ -20,11 +20,14 @@ from univip.config import MethodName, ViewsConfig
 from univip.data.batch import make_views
 from univip.data.images import ImageIndex
 from univip.data.loader import BatchSource, open_batches
+from univip.data.marks import add_marks
 from univip.data.plan import micro_batches
 from univip.data.proposals import ProposalStore
 from univip.data.samples import SampleReader
 from univip.engine.distributed import Group
 from univip.engine.reporting import Plan, Totals
+from univip.engine.sample_log import FILE_NAME as SAMPLES_NAME
+from univip.engine.sample_log import Marks, SampleLog
 from univip.engine.state import TrainState
 from univip.engine.step import StepSettings
 from univip.engine.trainer import Ending, Loaded, Trainer
@@ -96,6 +99,7 @@ def train_rank(
             observer=observer,
         ),
         ledger=Ledger(run_dir / "ledger.jsonl"),
+        samples=SampleLog(run_dir / SAMPLES_NAME),
         checkpoint=config.checkpoint,
         resilience=config.resilience,
         observer=observer,
@@ -204,6 +208,7 @@ def load_batches(
                 data_step,
                 [partial(make_views, batch, config.views.instance_views, device) for batch in batches],
                 counts,
+                Marks(*(add_marks(marks) for marks in zip(*(batch.marks for batch in batches), strict=True))),
                 [failure._asdict() for batch in batches for failure in batch.failures],
             )
     finally:

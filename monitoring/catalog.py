@@ -113,6 +113,9 @@ KINDS = (
     Kind("collapse", "The embeddings have been near one point for a stretch; once per stretch.", {
         "embedding_std": "Their spread now; 1 is healthy, 0 is collapse.",
     }),
+    Kind("sample_log", "The sample log could not be written; its lines wait for the next checkpoint.", {
+        "what": "The error.",
+    }),
     Kind("restart", "A new round follows one that failed.", {
         "cause": "One of RESTART_CAUSES.",
         "message": "In words.",

@@ -25,6 +25,7 @@ from univip.engine.phases import PhaseClock
 from univip.engine.probation import Probation
 from univip.engine.recovery import Course, Exhausted, Recovery, reason_of
 from univip.engine.reporting import Plan, Reporter, Totals
+from univip.engine.sample_log import Marks, SampleLog
 from univip.engine.state import TrainState
 from univip.engine.step import GradientBuffer, StepReport, StepSettings, train_step
 from univip.errors import RollbackExhaustedError
@@ -61,6 +62,7 @@ class Loaded:
     data_step: int
     micro_batches: Sequence[Callable[[], Views]]
     counts: dict[str, int]
+    marks: Marks  # of this rank's samples
     failures: Sequence[dict[str, object]] = ()
 
 
@@ -85,6 +87,7 @@ class Trainer:
         group: Group,
         manager: CheckpointManager,
         ledger: Ledger,
+        samples: SampleLog,
         checkpoint: CheckpointConfig,
         resilience: ResilienceConfig,
         observer: Observer,
@@ -99,6 +102,7 @@ class Trainer:
         self.group = group
         self.manager = manager
         self.ledger = ledger
+        self.samples = samples
         self.checkpoint = checkpoint
         self.observer = observer
         self.stop_requested = stop_requested
@@ -191,6 +195,7 @@ class Trainer:
             learning_rate=self.plan.learning_rate(loaded.data_step),
             momentum=self.plan.momentum(loaded.data_step),
             counts=loaded.counts,
+            marks=loaded.marks,
             stop_requested=self.stop_requested(),
             clock=self.clock,
             calm=self._course.is_calm(loaded.data_step),
@@ -204,6 +209,8 @@ class Trainer:
             why = reason_of(report.judgement)
             self.ledger.append("skip", data_step=loaded.data_step, **why)
             self.observer.record("skip", step=self.state.step, data_step=loaded.data_step, **why)
+        if report.judgement.verdict is Verdict.ok:
+            self.samples.add(loaded.data_step, report.marks)
         self.state.data_step = loaded.data_step + 1
         return Phase.SETTLE
 
@@ -288,6 +295,8 @@ class Trainer:
 
     def _open_stream(self) -> None:
         """Go on from here, as the ledger says."""
+        if self.group.is_main:
+            self.samples.start(self.state.data_step)
         self._course = Course(**self.group.broadcast(self.recovery.course() if self.group.is_main else None))
         ahead = range(self.state.data_step, self.plan.target)
         without = {*self._course.skipped, *self._course.windows}
@@ -328,8 +337,16 @@ class Trainer:
         with self.clock("checkpoint"):
             self.manager.wait()
             self.probation.settle()  # also where every step saves, and a write is always under way
+            self._log_samples()
             self.manager.save(self.state, self.origin, wait=wait)
         self.probation.add(self.state.data_step, fit=self.state.guard.consecutive_spikes == 0)
+
+    def _log_samples(self) -> None:
+        """Before the checkpoint that holds them; on a full disk it waits for the next one."""
+        try:
+            self.samples.flush()
+        except OSError as error:
+            self.observer.record("sample_log", data_step=self.state.data_step, what=str(error))
 
     def _save_last(self) -> None:
         """The checkpoint that the next round or the user goes on from; without it this round has failed."""

@@ -26,6 +26,7 @@ from univip.config import (
 )
 from univip.engine.distributed import Group
 from univip.engine.reporting import Plan, Totals
+from univip.engine.sample_log import Marks, SampleLog, read
 from univip.engine.state import TrainState
 from univip.engine.step import StepReport, StepSettings
 from univip.engine.trainer import Ending, Loaded, Trainer
@@ -69,7 +70,8 @@ def batches(*, die_at: int = -1) -> Callable[[Iterable[int]], Generator[Loaded, 
         for data_step in data_steps:
             if data_step == die_at:
                 raise Killed
-            yield Loaded(data_step, [lambda step=data_step: views_of(step)], {"too_small": 1})
+            marks = Marks(1000 + data_step, 2**63 + data_step)
+            yield Loaded(data_step, [lambda step=data_step: views_of(step)], {"too_small": 1}, marks=marks)
 
     return stream
 
@@ -111,6 +113,7 @@ def make_trainer(
         group=Group(),
         manager=CheckpointManager(run_dir / "checkpoints", observer=events),
         ledger=Ledger(run_dir / "ledger.jsonl"),
+        samples=SampleLog(run_dir / "samples.bin"),
         checkpoint=CheckpointConfig(every_steps=every_steps),
         resilience=limits,
         observer=events,
@@ -561,3 +564,35 @@ def test_when_the_calm_rollbacks_are_spent_the_run_stops_and_names_their_budget(
 
     assert "resilience.max_calm_rollbacks=3" in str(caught.value)
     assert "not finite" in str(caught.value)
+
+
+def logged(run_dir: Path) -> list[int]:
+    """Data steps in the sample log, each with the marks of its batch."""
+    found = read(run_dir / "samples.bin")
+    assert found == {step: Marks(1000 + step, 2**63 + step) for step in found}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("die_at", [0, 3, 8])
+def test_the_sample_log_holds_every_applied_step_once_whatever_happened(tmp_path: Path, die_at: int) -> None:
+    with pytest.raises(Killed):
+        make_trainer(tmp_path, plant="nan:parameter@7,nan:loss@10", die_at=die_at).run()
+    make_trainer(tmp_path, plant="nan:parameter@7,nan:loss@10").run()
+
+    # The rollback jumped over 6 and 7, the skip changed nothing.
+    assert logged(tmp_path) == [0, 1, 2, 3, 4, 5, 8, 9, 11]
+
+
+def test_no_checkpoint_holds_a_step_that_is_not_in_the_sample_log(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    save, seen = trainer.manager.save, []
+
+    def watched(state: Any, *arguments: Any, **named: Any) -> float:
+        seen.append((state.data_step, logged(tmp_path)))
+        return save(state, *arguments, **named)
+
+    trainer.manager.save = watched  # type: ignore[method-assign]
+    trainer.run()
+
+    assert len(seen) > TARGET // 2
+    assert all(steps == list(range(data_step)) for data_step, steps in seen)
