@@ -83,6 +83,7 @@ def test_any_rank_may_be_killed_again_and_again(runs: Runs, start: START, worker
 
     assert job.wait() == 0, job.stderr
     assert run.digest() == runs.undisturbed(workers).digest()
+    assert run.lost() == []
     assert {record["cause"] for record in run.records("restart")} == {"killed"}
 
 
@@ -111,6 +112,7 @@ def test_a_kill_during_a_checkpoint_write_leaves_only_whole_checkpoints(
     assert cut_off > 0
     assert job.wait() == 0, job.stderr
     assert run.digest() == runs.undisturbed(workers).digest()
+    assert run.lost() == []
     assert not unfinished()
 
 
@@ -156,6 +158,7 @@ def test_a_killed_agent_takes_its_workers_along_and_the_next_attempt_goes_on(
     job = start(run)
     assert job.wait() == 0, job.stderr
     assert run.digest() == runs.undisturbed(workers).digest()
+    assert run.lost() == []
     assert [record["attempt"] for record in run.records("restore")] == [2] * workers + [3] * workers
 
 

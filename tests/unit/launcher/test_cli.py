@@ -332,8 +332,8 @@ def test_an_epoch_without_a_sample_is_refused(run_dir: Path, capsys: pytest.Capt
     assert "must come with `--sample`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["digest", "export"])
-def test_a_digest_or_an_export_needs_a_checkpoint(
+@pytest.mark.parametrize("verb", ["digest", "export", "audit"])
+def test_what_reads_a_checkpoint_needs_a_checkpoint(
     run_dir: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([verb, "@last"]) == 1
