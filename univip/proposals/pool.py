@@ -238,14 +238,15 @@ def _serve(connection: Connection, settings: SearchSettings) -> None:
     for number in (signal.SIGINT, signal.SIGUSR2):  # Ctrl-C, and SLURM's warning before the time limit
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with_parent, daemon=True).start()
-    connection.send(None)
-    while True:
-        task = connection.recv()
-        try:
-            answer: SearchResult | UnivipError = search_image(task, settings)
-        except UnivipError as error:  # of the request: no image could be searched
-            answer = error
-        connection.send(answer)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # when the parent has no more use for it
+        connection.send(None)
+        while True:
+            task = connection.recv()
+            try:
+                answer: SearchResult | UnivipError = search_image(task, settings)
+            except UnivipError as error:  # of the request: no image could be searched
+                answer = error
+            connection.send(answer)
 
 
 def _exit_with_parent() -> None:

@@ -21,7 +21,7 @@ import cv2
 import PIL
 import pyarrow as pa
 
-from univip.atomic import replacing
+from univip.atomic import remove_leftovers, replacing
 from univip.config import DataConfig, ProposalsConfig
 from univip.data import proposals as store_format
 from univip.data.images import ImageIndex
@@ -188,6 +188,8 @@ class ShardedSearch:
         self, path: Path, rows: range, boxes: Iterable[pa.RecordBatch], seconds: float, core_seconds: float
     ) -> Report:
         """Write a store, then the report that makes it count as finished."""
+        for each in (path, report_path(path)):
+            remove_leftovers(each)
         # The version of the code is told and not compared: a new release keeps what an old one has made.
         made_by = {"code_version": importlib.metadata.version("univip")}
         store_format.write_store(path, boxes, self.provenance | made_by)
