@@ -68,6 +68,19 @@ def fact_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     _console().print(table)
 
 
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of figures under their heads, to stdout."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(heads):
+        drawn.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    _console().print(drawn)
+
+
 class Progress:
     """Progress of one run while somebody waits: a moving line in a terminal, plain lines elsewhere."""
 
