@@ -32,7 +32,8 @@ def write_index(scan: Scan, path: Path) -> None:
         }
     )
     facts = {"fingerprint": scan.fingerprint, "exif": scan.exif, "refused": scan.refused}
-    arrow.write(path, batch, format=FORMAT, metadata={"images": json.dumps(facts, sort_keys=True)})
+    metadata = {"images": json.dumps(facts, sort_keys=True)}
+    arrow.write(path, batch.schema, [batch], format=FORMAT, metadata=metadata)
 
 
 class ImageIndex:
@@ -65,14 +66,13 @@ class ImageIndex:
         Raises:
             DataError: If the file is absent, damaged or no index.
         """
-        batch, metadata = arrow.read(path, format=FORMAT)
+        batches, metadata = arrow.read(path, format=FORMAT)
         try:
+            [batch] = batches
             batch.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"`{path.name}` is damaged: {error}.", where=str(path), fix="remove it and submit again"
-            ) from error
-        return cls(path, batch, json.loads(metadata["images"]))
+            return cls(path, batch, json.loads(metadata["images"]))
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise DataError(f"`{path.name}` is damaged: {error}.", where=str(path), fix=arrow.FIX) from error
 
     def __len__(self) -> int:
         return len(self.ids)
