@@ -43,7 +43,7 @@ def read_detections(
     Args:
         file: Opened for reading in binary mode.
         sizes: Width and height of the images, px [N, 2].
-        row_of: Row of an image in `sizes`, by id and by name.
+        row_of: Row of an image in `sizes`, by id and by name; negative for one whose boxes nobody needs.
         tell: Called now and then with the bytes read so far.
 
     Returns:
@@ -58,6 +58,8 @@ def read_detections(
         stream = JsonStream(file)
         for number, element in enumerate(stream.items()):
             row, box, score = _checked(element, row_of)
+            if row < 0:
+                continue
             width, height = sizes[row].tolist()
             x, y, w, h = box
             beyond = max(-x, -y, x + w - width, y + h - height)
@@ -99,8 +101,8 @@ def _checked(element: Any, row_of: Mapping[int | str, int]) -> tuple[int, list[f
     if not isinstance(element, dict):
         raise ValueError(f"it is a {type(element).__name__}")
     image = element.get("image_id", element.get("file_name"))
-    if not isinstance(image, int | str) or image not in row_of:
-        raise ValueError(f"image {image!r} is not in the data set")
+    if type(image) not in (int, str) or image not in row_of:
+        raise ValueError(f"`{image}` is no image of the data set, or the name of several")
     box, score = element.get("bbox"), element.get("score")
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) >= 0):
         raise ValueError(

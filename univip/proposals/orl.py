@@ -112,6 +112,7 @@ def _see_the_end(stream: JsonStream) -> None:
 def _scan(file: BinaryIO, start: int, row: int) -> Generator[Rows, None, int]:
     """Yield the rows; return the offset behind their list."""
     text, is_first, size = b"", row == 0, _CHUNK_BYTES
+    end: int
     while True:
         chunk = file.read(size)
         text += chunk
