@@ -60,7 +60,8 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
             cluster.cpus_per_task cluster.shard_cpus cluster.array_parallelism""",
     }
     positive = """train.epochs method.cosine_scale method.sinkhorn_epsilon evaluate.temperature
-        resilience.collective_timeout_s cluster.time_h cluster.shard_time_h"""
+        resilience.collective_timeout_s cluster.time_h cluster.shard_time_h
+        proposals.shard_minutes proposals.image_timeout_s"""
     rules = [
         (key, f"at least {limit}", bool(_value(config, key) >= limit))
         for limit, keys in at_least.items()
