@@ -1,7 +1,7 @@
 """Proposals runs that search nothing: boxes from files, or those of another run under another filter.
 
-Both leave what a searched run leaves (index, store, report, attempts, journal), so that training finds them in
-the same way. They run in the command that asks for them; the same command goes on where a killed one was.
+Both leave what a searched run leaves (index, store, report, attempts, journal), so that training finds them
+in the same way. They run in the command that asks for them; the same command goes on where a killed one was.
 """
 
 from __future__ import annotations

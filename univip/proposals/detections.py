@@ -101,7 +101,7 @@ def _checked(element: Any, row_of: Mapping[int | str, int]) -> tuple[int, list[f
     if not isinstance(element, dict):
         raise ValueError(f"it is a {type(element).__name__}")
     image = element.get("image_id", element.get("file_name"))
-    if type(image) not in (int, str) or image not in row_of:
+    if not isinstance(image, int | str) or isinstance(image, bool) or image not in row_of:
         raise ValueError(f"`{image}` is no image of the data set, or the name of several")
     box, score = element.get("bbox"), element.get("score")
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) >= 0):

@@ -198,8 +198,10 @@ class ForeignBoxes:
         return lists
 
     def _from_detections(self, tell: Tell) -> list[Boxes]:
-        row_of: dict[int | str, int] = {**self._row_by_name()}
-        row_of |= {row.id: at for row, at in zip(self.listed, self._row_at.tolist(), strict=True)}
+        row_of: dict[int | str, int] = {
+            row.id: at for row, at in zip(self.listed, self._row_at.tolist(), strict=True)
+        }
+        row_of.update(self._row_by_name())
         [source, *more] = self.sources
         if more:
             raise DataError(
@@ -212,7 +214,7 @@ class ForeignBoxes:
         return lists
 
     def _row_by_name(self) -> dict[str, int]:
-        """Row of the index by path below the root and, where only one image has it, by the last part of it."""
+        """Row of the index by path below the root, and by file name where only one image has it."""
         rows: dict[str, int] = {}
         several: set[str] = set()
         for row, at in zip(self.listed, self._row_at.tolist(), strict=True):
@@ -275,8 +277,8 @@ def _kind_of(path: Path) -> str:
             return kind
     packed = head.startswith((b"\x1f\x8b", b"PK", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
     raise DataError(
-        'a file of proposals must be ORL\'s `{"bbox": ...}`, a pickle of boxes, or a list of detections, but is '
-        f"{'packed' if packed else 'none of them'}.",
+        'a file of proposals must be ORL\'s `{"bbox": ...}`, a pickle of boxes, or a list of detections, '
+        f"but is {'packed' if packed else 'none of them'}.",
         where=str(path),
         fix="unpack it first"
         if packed
