@@ -52,7 +52,7 @@ def import_boxes(run_dir: Path, sources: Sequence[Source], tell: Tell) -> Report
     with _stage(run_dir, "prepare"):
         config, header = load(run_dir), load_header(run_dir)
         index = proposals.prepare(config, run_dir, expected_fingerprint=header.fingerprint)
-    with _stage(run_dir, "merge") as journal:
+    with _stage(run_dir, "shards"):
         boxes = ForeignBoxes(sources, index, [row for row, _ in listed(config.data)])
         provenance = {
             "store": FORMAT,
@@ -64,13 +64,10 @@ def import_boxes(run_dir: Path, sources: Sequence[Source], tell: Tell) -> Report
             **_limits(config),
         }
         writer = StoreWriter(index, provenance, run_dir)
-        report = writer.report()
-        if report is None:
+        if writer.report() is None:
             for block in boxes.blocks(Mark(*writer.mark), tell):
                 writer.add(block.boxes, block.counts, mark=block.mark)
-            report = writer.finish()
-        _record(journal, report)
-        return report | {"left_out": boxes.left_out}
+    return _finish(run_dir, writer) | {"left_out": boxes.left_out}
 
 
 def refilter(run_dir: Path, source_dir: Path, tell: Tell) -> Report:
@@ -94,12 +91,11 @@ def refilter(run_dir: Path, source_dir: Path, tell: Tell) -> Report:
         for original in (index.source, report_path(index.source)):
             with replacing(run_dir / original.name) as temporary:
                 shutil.copyfile(original, temporary)
-    with _stage(run_dir, "merge") as journal:
+    with _stage(run_dir, "shards"):
         config = load(run_dir)
         made = {key: value for key, value in store.provenance.items() if key != "code_version"}
         writer = StoreWriter(index, made | _limits(config), run_dir)
-        report = writer.report()
-        if report is None:
+        if writer.report() is None:
             ProposalStore.verify(store.source)
             for start in range(writer.done, len(index), _BLOCK_IMAGES):
                 ids = index.ids[start : start + _BLOCK_IMAGES].tolist()
@@ -108,9 +104,7 @@ def refilter(run_dir: Path, source_dir: Path, tell: Tell) -> Report:
                 statuses = [store.status(image_id) for image_id in ids]
                 writer.add(np.concatenate(lists), counts, statuses=statuses)
                 tell(start + len(ids))
-            report = writer.finish()
-        _record(journal, report)
-        return report
+    return _finish(run_dir, writer)
 
 
 def export_boxes(run_dir: Path, path: Path, min_size_px: int | None, tell: Tell) -> int:
@@ -212,14 +206,17 @@ def _stage(run_dir: Path, kind: str) -> Iterator[Journal]:
             mine.message = outcome.message
 
 
-def _record(journal: Journal, report: Report) -> None:
-    """One shard that is the whole, for those who count."""
-    journal.record("shard", shard=0, state="done")
-    journal.record(
-        "proposals",
-        shard=0,
-        images_done=report["images"],
-        images=report["images"],
-        boxes=report["boxes"][RAW],
-        failed={reason: len(paths) for reason, paths in report["failed"].items()},
-    )
+def _finish(run_dir: Path, writer: StoreWriter) -> Report:
+    """Join the parts; tell of one shard that is the whole."""
+    with _stage(run_dir, "merge") as journal:
+        report = writer.report() or writer.finish()
+        journal.record("shard", shard=0, state="done")
+        journal.record(
+            "proposals",
+            shard=0,
+            images_done=report["images"],
+            images=report["images"],
+            boxes=report["boxes"][RAW],
+            failed={reason: len(paths) for reason, paths in report["failed"].items()},
+        )
+        return report

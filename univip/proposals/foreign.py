@@ -35,7 +35,7 @@ VERSION = 1  # of what the readers make of a file; another one is another store
 ORL, PICKLE, DETECTIONS = "orl", "pickle", "detections"
 _BLOCK_IMAGES = 1024
 _DIGEST_BYTES = 1 << 22
-_FIX = "data.root=... data.split=... of the annotations that the boxes were made from"
+_FIX = "univip proposals import FILE data.root=... data.split=...  # those the boxes were made from"
 
 Tell = Callable[[int], None]  # bytes done so far, of all files
 
