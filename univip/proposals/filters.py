@@ -77,17 +77,20 @@ def filter_lists(
     """
     if min_size_px < 1:
         raise ValueError(f"`min_size_px` must be at least 1, but is {min_size_px}.")
+    if len(offsets) == 1:  # no image at all
+        return np.empty((0, 4), np.int32), offsets
     kept, counts = _first_unlike(
         np.ascontiguousarray(boxes, np.int32), offsets, min_size_px, float(max_ratio), float(max_iou)
     )
     return boxes[kept].astype(np.int32), np.concatenate([[0], counts.cumsum()])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _first_unlike(boxes, offsets, min_size_px, max_ratio, max_iou):  # type: ignore[no-untyped-def]
-    """Indices of the kept boxes [K], and their number per image [N]."""
+    """Indices of the kept boxes [K], and their number per image [N]; all arithmetic in 64 bits."""
     kept = np.empty(len(boxes), np.int64)
     counts = np.zeros(len(offsets) - 1, np.int64)
+    areas = np.empty(np.diff(offsets).max(), np.float64)  # of the kept boxes of one image
     end = 0
     for image in range(len(offsets) - 1):
         start = end
@@ -96,17 +99,24 @@ def _first_unlike(boxes, offsets, min_size_px, max_ratio, max_iou):  # type: ign
             # Division, not w <= ratio * h: a rounded quotient equals the limit wherever the true one does.
             if min(w, h) < min_size_px or max(w, h) / min(w, h) > max_ratio:
                 continue
+            area = w * h
+            # Boxes of very unlike areas cannot be alike; a little more is let through than that.
+            smallest = max_iou * area * 0.999
+            largest = area / max(max_iou, 1e-9) * 1.001
             is_unlike = True
-            for index in kept[start:end]:
-                left, top, width, height = boxes[index]
+            for place in range(end - start):
+                if not smallest <= areas[place] <= largest:
+                    continue
+                left, top, width, height = boxes[kept[start + place]]
                 across = min(x + w, left + width) - max(x, left)
                 down = min(y + h, top + height) - max(y, top)
                 if across > 0 and down > 0:
-                    common = across * down  # in 64 bits, as all arithmetic here
-                    if common / (w * h + width * height - common) > max_iou:
+                    common = across * down
+                    if common / (area + width * height - common) > max_iou:
                         is_unlike = False
                         break
             if is_unlike:
+                areas[end - start] = area
                 kept[end] = candidate
                 end += 1
         counts[image] = end - start
