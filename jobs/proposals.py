@@ -11,10 +11,11 @@ from pathlib import Path
 
 from jobs.config import Config
 from jobs.outcomes import write_json
+from univip.config import SEARCH
 from univip.data.images import ImageIndex, write_index
 from univip.data.proposals import report_path
 from univip.data.scan import scan
-from univip.errors import DataError
+from univip.errors import ConfigError, DataError
 from univip.observe import Observer
 from univip.proposals.shards import Report, ShardedSearch
 
@@ -80,4 +81,10 @@ def merge(config: Config, run_dir: Path) -> Report:
 
 
 def _search(config: Config, run_dir: Path) -> ShardedSearch:
+    if config.proposals.source != SEARCH:
+        raise ConfigError(
+            f"the boxes of `{run_dir.name}` must be imported and not searched, but are not there.",
+            where=str(run_dir),
+            fix=f"univip proposals import FILE data.root={config.data.root}",
+        )
     return ShardedSearch(ImageIndex.open(run_dir / INDEX_NAME), config.data, config.proposals, run_dir)

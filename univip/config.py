@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+SEARCH = "search"  # of the photographs: where boxes come from unless they are imported
 MISSING = "???"  # OmegaConf's mark for a value the user must give
 
 
@@ -104,6 +105,7 @@ class DataConfig:
 class ProposalsConfig:
     """Selective search and the two filtered lists (ORL's stage 2, without its topN)."""
 
+    source: str = SEARCH  # or what `univip proposals import` calls the files it has read
     mode: SearchMode = SearchMode.fast
     min_sizes: list[int] = field(
         default_factory=lambda: [64, 96]

@@ -1,90 +1,176 @@
-"""`univip proposals`: look at boxes, and at the samples made with them, before training on them."""
+"""`univip proposals`: look at boxes and at the samples made with them, and use boxes from elsewhere."""
 
 from __future__ import annotations
 
 import json
 import pkgutil
+import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from launcher.cli.proposals_look import show, stats
+
+if TYPE_CHECKING:
+    from jobs.config import Config
 
 
 @click.group()
 def command() -> None:
-    """Look at boxes and samples."""
+    """Look at boxes and samples; import, filter and export boxes."""
 
 
-@command.command()
-@click.argument("image")
-@click.argument("run", default="@last")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="PNG file (default: IMAGE.png here).")
-@click.option("--sample", is_flag=True, help="Draw the pixels of a sample: scenes, instances, augmented.")
-@click.option(
-    "--epoch", type=click.IntRange(min=0), default=0, help="Which sample of the image (default: 0)."
-)
-def show(image: str, run: str, output: Path | None, sample: bool, epoch: int) -> None:
-    """Draw the boxes of an image: kept, dropped, and chosen for a sample.
+command.add_command(show)
+command.add_command(stats)
 
-    IMAGE is an id, a file name, or a row such as #0; RUN has made the boxes or uses them (default: the newest
-    run). With --sample, RUN is a training run, and the picture shows what it trains on in that epoch.
-    """
+
+@command.command("import")
+@click.argument("words", nargs=-1, required=True, metavar="FILE... [KEY=VALUE | GROUP=OPTION]...")
+@click.option("--json", "as_json", is_flag=True, help='Print {"run", "run_dir", "source", "boxes"}.')
+def import_(words: tuple[str, ...], as_json: bool) -> None:
+    """Make a run of boxes that somebody else has found, for the photographs of data.*.
+
+    FILE is ORL's JSON, a pickle of boxes, or a list of detections in COCO's format; its content tells which.
+    Several FILEs follow each other like the splits of data.split. The boxes are filtered as searched ones
+    are. The same command again goes on where a killed one was.
+
+    \b
+    univip proposals import train2017_selective_search_proposal.json data=coco data.root=/data/coco
+    univip proposals import detections.json data=coco data.root=/data/coco data.split=train2017
+    """  # noqa: D301 - a backspace is how click is told to keep the lines
+    from jobs.compose import compose
+    from jobs.config import RunKind
+    from jobs.identity import run_id
+    from launcher import render
+    from launcher.plan import make_plan
+    from launcher.submission import make_run
+    from univip.config import SEARCH
+    from univip.errors import ConfigError
+
+    first, *rest = words  # the name of a file may hold a `=`
+    paths = [Path(first), *(Path(word) for word in rest if "=" not in word)]
+    overrides = [word for word in rest if "=" in word]
+    config = compose(overrides)
+    header = make_plan("proposals", config).header  # first: photographs that are not there need no checksum
+    examine = pkgutil.resolve_name("univip.proposals.foreign:examine")
+    source_key = pkgutil.resolve_name("univip.proposals.foreign:source_key")
+    total = sum(path.stat().st_size for path in paths)
+    with render.progress("checksum", total, "bytes") as tell:
+        sources = examine(paths, tell)
+    key = source_key(sources)
+    if config.proposals.source not in (SEARCH, key):
+        raise ConfigError(
+            f"`proposals.source` must be {key} for these files, but is {config.proposals.source}.",
+            where="the command line",
+            fix=f"proposals.source={key}",
+        )
+    config = replace(config, proposals=replace(config.proposals, source=key))
+    header = replace(header, id=run_id(config, header.fingerprint, RunKind.proposals))
+    render.say(f"run        {header.id}", f"images     {header.num_images:,}")
+    run_dir = make_run(config, header)
+    with render.progress("reading", total, "bytes") as tell:
+        report = pkgutil.resolve_name("jobs.imports:import_boxes")(run_dir, sources, tell)
+    shown = [word for word in overrides if not word.startswith("proposals.source=")]
+    _say_boxes(report)
+    render.say(
+        f"next       {shlex.join(['univip', 'submit', 'pipeline', *shown, f'proposals.source={key}'])}"
+    )
+    if as_json:
+        found = {"run": run_dir.name, "run_dir": str(run_dir), "source": key, "boxes": report["boxes"]}
+        click.echo(json.dumps(found))
+    else:
+        click.echo(run_dir.name)
+
+
+@command.command("filter")
+@click.argument("run")
+@click.argument("overrides", nargs=-1, metavar="[proposals.KEY=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help='Print {"run", "run_dir", "boxes"}.')
+def filter_(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Filter the raw boxes of RUN under other limits into a run of its own; nothing is searched again.
+
+    KEY is min_sizes, max_ratio or max_iou. Training with the same keys finds the new run.
+
+    \b
+    univip proposals filter @last "proposals.min_sizes=[48,96]" proposals.max_iou=0.6
+    """  # noqa: D301 - a backspace is how click is told to keep the lines
+    from jobs.config import RunKind, data_dir, load, load_header
+    from jobs.identity import run_id
+    from launcher import render
     from launcher.runs import find_run
+    from launcher.submission import make_run
+    from univip.errors import ConfigError
 
-    # By name: drawing loads OpenCV and Arrow, and a sample torch.
-    name = "write_sample" if sample else "write_picture"
-    write = pkgutil.resolve_name(f"jobs.picture:{name}")
-    click.echo(write(find_run(run), image, output, epoch=epoch))
+    source_dir = data_dir(find_run(run))
+    header = load_header(source_dir)
+    config = _with_limits(load(source_dir), overrides)
+    config = replace(config, paths=replace(config.paths, runs=str(source_dir.parent)))
+    header = replace(header, id=run_id(config, header.fingerprint, RunKind.proposals))
+    if header.id == source_dir.name:
+        raise ConfigError(
+            f"the limits must differ from those of `{header.id}`, but do not.",
+            where=str(source_dir),
+            fix=f"univip proposals show '#0' {header.id}",
+        )
+    run_dir = make_run(config, header)
+    with render.progress("filtering", header.num_images, "images") as tell:
+        report = pkgutil.resolve_name("jobs.imports:refilter")(run_dir, source_dir, tell)
+    _say_boxes(report)
+    if as_json:
+        click.echo(json.dumps({"run": header.id, "run_dir": str(run_dir), "boxes": report["boxes"]}))
+    else:
+        click.echo(header.id)
 
 
 @command.command()
-@click.argument("run", default="@last")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Plot (default: RUN-boxes.png here).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and plot only with -o.")
-def stats(run: str, output: Path | None, as_json: bool) -> None:
-    """Count boxes per image, and how often a training of RUN would have to invent some.
+@click.argument("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--min-size", type=int, metavar="PX", help="A filtered list instead of the raw boxes.")
+def export(run: str, file: Path, min_size: int | None) -> None:
+    """Write the raw boxes of RUN to FILE as ORL's JSON: one row for every image of the annotations, in order.
 
-    RUN has made the boxes or uses them (default: the newest run). The fallback rate is the share of samples
-    without an overlap that holds K proposals in any trial, so that at least one box is random; it is taken
-    from the first 2,000 samples, drawn as a training with the run's seed and options draws them.
+    An image without boxes is an empty row; the row of one box is that box itself, as ORL's writer has it.
     """
     from launcher import render
     from launcher.runs import find_run
 
-    run_dir = find_run(run)
-    measure = pkgutil.resolve_name("jobs.statistics:box_statistics")
-    plot = output or (None if as_json else Path(f"{run_dir.name}-boxes.png"))
-    found = measure(run_dir, plot)
-    if as_json:
-        click.echo(json.dumps(found))
-        return
-    failed = ", ".join(f"{number:,} {reason}" for reason, number in found["failed"].items())
-    title = f"{run_dir.name}: {found['images']:,} images" + (f", {failed}" if failed else "")
-    heads = [
-        "boxes per image",
-        "total",
-        "mean",
-        "5 %",
-        "median",
-        "95 %",
-        f"below K={found['num_boxes']}",
-        "none",
-    ]
-    rows = [
-        [
-            "all" if name == "raw" else f"list of {name.removeprefix('min_')} px",
-            *(f"{spread[each]:,.0f}" for each in ("total", "mean", "p5", "median", "p95") if spread),
-            *(f"{spread[each]:.2%}" for each in ("share_below_k", "share_without") if spread),
-        ]
-        for name, spread in found["boxes_per_image"].items()
-    ]
-    render.table(title, heads, rows)
-    samples = found["samples"]
-    low, high = samples["fallback_margin"]
-    facts = [
-        ("fallback", f"{samples['fallback_rate']:.2%} (95 %: {low:.2%} to {high:.2%})"),
-        ("random boxes", f"{samples['random_box_share']:.2%} of all"),
-        ("too small", f"{samples['too_small_rate']:.2%}"),
-        ("trials", f"{samples['mean_trials']:.1f} on average"),
-    ]
-    render.fact_table(f"first {samples['number']:,} samples", facts)
-    click.echo(plot)
+    export_boxes = pkgutil.resolve_name("jobs.imports:export_boxes")
+    with render.progress("writing", 0, "images") as tell:
+        empty = export_boxes(find_run(run), file, min_size, tell)
+    if empty:
+        render.say(f"{empty:,} images have no boxes: their rows are empty")
+    click.echo(file)
+
+
+def _with_limits(config: Config, overrides: tuple[str, ...]) -> Config:
+    """`config` with other limits of the filter, and nothing else of it."""
+    from jobs.compose import compose
+    from univip.errors import ConfigError
+
+    known = ("min_sizes", "max_ratio", "max_iou")
+    names = [word.partition("=")[0].removeprefix("proposals.") for word in overrides]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ConfigError(
+            f"what is filtered anew must be given by {', '.join(f'`proposals.{name}`' for name in known)}, "
+            f"but {f'`{unknown[0]}` is' if unknown else 'nothing is'} given.",
+            where="the command line",
+            fix='univip proposals filter RUN "proposals.min_sizes=[48,96]"',
+        )
+    # Limits are all that is asked for; how training would use the boxes is not checked here.
+    asked = compose(["data.root=unused", "method=byol", *overrides]).proposals
+    limits: dict[str, Any] = {name: getattr(asked, name) for name in names}
+    return replace(config, proposals=replace(config.proposals, **limits))
+
+
+def _say_boxes(report: dict[str, Any]) -> None:
+    """What became of the boxes, in words."""
+    from launcher import render
+
+    for name, number in report["boxes"].items():
+        without = len(report["without_boxes"].get(name, ()))
+        render.say(f"{name:<11}{number:,} boxes" + f", {without:,} images without" * (without > 0))
+    if report.get("left_out"):
+        render.say(f"left out   {report['left_out']:,} detections that cover no whole pixel")
