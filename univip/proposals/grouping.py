@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from univip.proposals.compiled import compiled
+from univip.proposals.compiled import compiled, publish
 from univip.proposals.regions import Histograms
 from univip.proposals.segmentation import Segments
 from univip.proposals.sorting import sort_like_cpp
@@ -382,3 +382,6 @@ def _group_by_heap(
                     _rise(heap, length)
                     length += 1
     return num_regions
+
+
+publish()  # the last of the compiled modules: by now all of them are imported

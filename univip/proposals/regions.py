@@ -2,8 +2,8 @@
 
 Colour: 25 bins per channel. Texture: per channel the positive and the negative part of four derivatives (x, y
 and the same in an image turned by 45 degrees), 10 bins each over the range of that part in the whole image.
-A derivative is either positive or negative, so one code per pixel stands for both of its parts; the codes do
-not depend on the segments and are made once per colour image.
+A derivative is either positive or negative, and its bin rises with its value, so one code stands for both of
+its parts. The codes do not depend on the segments: they are made once per colour image.
 
 Where a part is the same in the whole image OpenCV divides 0 by 0, and its conversion of not-a-number to a
 byte gives 0: every pixel falls into the first bin.
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from univip.proposals.compiled import compiled
+from univip.proposals.segmentation import Segments
 
 _ANGLE = 45.0  # degrees
 _DERIVATIVES = 4
@@ -29,11 +30,15 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 
-class TextureCodes(NamedTuple):
-    """Derivatives of an image, each as one of 20 codes: bin of the positive part, or 10 + that of the negative."""
+class Texture(NamedTuple):
+    """Derivatives of an image in 19 codes.
 
-    codes: Bytes  # [P, 4, C]
-    zero_bins: Bytes  # [4, C, 2] bin that holds 0 in the positive and in the negative part
+    0 - 8 are the bins of negative values below the last, 10 - 18 those of positive values above the first;
+    9 is the rest, zero included.
+    """
+
+    codes: Bytes  # [4 C, P], channel by channel
+    has_negative: npt.NDArray[np.bool_]  # [4 C]
 
 
 class Histograms(NamedTuple):
@@ -43,23 +48,25 @@ class Histograms(NamedTuple):
     texture: Floats  # [S, 80 C]
 
 
-def texture_codes(image: Bytes) -> TextureCodes:
+def texture(image: Bytes) -> Texture:
     """Codes of the derivatives of uint8 [H, W, C]."""
     height, width, channels = image.shape
-    codes = np.empty((height * width, _DERIVATIVES, channels), np.uint8)
-    zero_bins = np.empty((_DERIVATIVES, channels, 2), np.uint8)
+    codes = np.empty((channels, _DERIVATIVES, height * width), np.uint8)
+    has_negative = np.empty((channels, _DERIVATIVES), np.bool_)
     for number, derivative in enumerate(_derivatives(image)):
-        _encode(derivative.reshape(image.shape), number, codes, zero_bins)
-    return TextureCodes(codes, zero_bins)
+        for channel, plane in enumerate(cv2.split(derivative)):
+            low, high = plane.min(), plane.max()
+            has_negative[channel, number] = low < 0
+            _encode(plane.reshape(-1), _thresholds(low, high), codes[channel, number])
+    return Texture(codes.reshape(-1, height * width), has_negative.reshape(-1))
 
 
-def histograms(image: Bytes, texture: TextureCodes, labels: Ints, sizes: Ints) -> Histograms:
-    """Histograms of the segments of uint8 [H, W, C], given as labels [P] and sizes [S]."""
-    channels = image.shape[2]
-    pixels = np.ascontiguousarray(image).reshape(-1, channels)
+def histograms(image: Bytes, texture: Texture, segments: Segments) -> Histograms:
+    """Histograms of the segments of uint8 [H, W, C]."""
+    pixels = image.reshape(-1, image.shape[2])
     return Histograms(
-        _colour_histograms(pixels, labels, sizes),
-        _texture_histograms(texture.codes, texture.zero_bins, labels, sizes),
+        _colour_histograms(pixels, segments.labels, segments.sizes),
+        _texture_histograms(texture.codes, texture.has_negative, segments.labels, segments.sizes),
     )
 
 
@@ -78,7 +85,7 @@ def _derivatives(image: Bytes) -> list[Floats]:
     for dx in (1, 0):
         derivative = cv2.Scharr(turned, cv2.CV_32F, dx, 1 - dx)
         derivative = cv2.warpAffine(derivative, turn_back, (left + width, top + height))
-        derivatives.append(np.ascontiguousarray(derivative[top:, left:]))
+        derivatives.append(derivative[top:, left:])
     return derivatives
 
 
@@ -95,34 +102,39 @@ def _bin(value: float, low: float, high: float) -> int:
     return np.uint8(min(max(byte, np.float32(0)), np.float32(255)) / np.float32(25.6))
 
 
-@compiled("void(float32[:,:,::1], int64, uint8[:,:,::1], uint8[:,:,::1])")
-def _encode(derivative: Floats, number: int, codes: Bytes, zero_bins: Bytes) -> None:
-    """Fill `codes[:, number]` and `zero_bins[number]` from a derivative [H, W, C]."""
-    height, width, channels = derivative.shape
-    low = np.full(channels, np.inf, np.float32)
-    high = np.full(channels, -np.inf, np.float32)
-    for row in range(height):
-        for column in range(width):
-            for channel in range(channels):
-                value = derivative[row, column, channel]
-                low[channel] = min(low[channel], value)
-                high[channel] = max(high[channel], value)
-    none = np.float32(0)
-    for channel in range(channels):
-        lowest, highest = low[channel], high[channel]
+@compiled("float32[::1](float32, float32)")
+def _thresholds(low: float, high: float) -> Floats:
+    """The 18 values at which the code of a derivative between `low` and `high` rises by one."""
+    thresholds = np.empty(18, np.float32)
+    for part in range(2):
         # The positive part of what is nowhere below 5 starts at 5, not at 0.
-        positive_low, positive_high = max(lowest, none), max(highest, none)
-        negative_low, negative_high = min(lowest, none), min(highest, none)
-        zero_bins[number, channel, 0] = _bin(none, positive_low, positive_high)
-        zero_bins[number, channel, 1] = _bin(none, negative_low, negative_high)
-        for row in range(height):
-            for column in range(width):
-                value = derivative[row, column, channel]
-                if value >= none:
-                    code = _bin(value, positive_low, positive_high)
+        start = max(low, np.float32(0)) if part else min(low, np.float32(0))
+        stop = max(high, np.float32(0)) if part else min(high, np.float32(0))
+        for number in range(9):
+            below, above = start, stop
+            if start == stop:  # the same everywhere: first bin of this part, see above
+                above = np.float32(np.inf if part else -np.inf)
+            while start < stop:
+                middle = np.float32((np.float64(below) + np.float64(above)) / 2)
+                if middle in (below, above):
+                    break
+                if _bin(middle, start, stop) > number:
+                    above = middle
                 else:
-                    code = np.uint8(10) + _bin(value, negative_low, negative_high)
-                codes[row * width + column, number, channel] = code
+                    below = middle
+            thresholds[9 * part + number] = above
+    return thresholds
+
+
+@compiled("void(float32[::1], float32[::1], uint8[::1])")
+def _encode(plane: Floats, thresholds: Floats, codes: Bytes) -> None:
+    """Number of thresholds that each value [P] reaches, a few thousand values at a time to stay in the cache."""
+    for start in range(0, len(plane), 4096):
+        values, found = plane[start : start + 4096], codes[start : start + 4096]
+        found[:] = 0
+        for threshold in thresholds:
+            for place in range(len(values)):
+                found[place] += np.uint8(values[place] >= threshold)
 
 
 @compiled("float32[:,::1](uint8[:,::1], int32[::1], int32[::1])")
@@ -142,29 +154,30 @@ def _colour_histograms(pixels: Bytes, labels: Ints, sizes: Ints) -> Floats:
     return found
 
 
-@compiled("float32[:,::1](uint8[:,:,::1], uint8[:,:,::1], int32[::1], int32[::1])")
-def _texture_histograms(codes: Bytes, zero_bins: Bytes, labels: Ints, sizes: Ints) -> Floats:
-    _, derivatives, channels = codes.shape
-    counts = np.zeros((len(sizes), derivatives, channels, 20), np.int32)
-    for pixel in range(len(labels)):
-        for derivative in range(derivatives):
-            for channel in range(channels):
-                counts[labels[pixel], derivative, channel, codes[pixel, derivative, channel]] += 1
-    found = np.empty((len(sizes), 80 * channels), np.float32)
-    both = np.empty((2, 10), np.int32)
+@compiled("float32[:,::1](uint8[:,::1], boolean[::1], int32[::1], int32[::1])")
+def _texture_histograms(
+    codes: Bytes, has_negative: npt.NDArray[np.bool_], labels: Ints, sizes: Ints
+) -> Floats:
+    num_planes = len(codes)
+    counts = np.zeros((len(sizes), num_planes, 19), np.int32)
+    for plane in range(num_planes):
+        for pixel in range(len(labels)):
+            counts[labels[pixel], plane, codes[plane, pixel]] += 1
+    found = np.empty((len(sizes), num_planes, 2, 10), np.float32)
     for segment in range(len(sizes)):
-        total = np.float32(sizes[segment] * 8 * channels)
-        for channel in range(channels):
-            for derivative in range(derivatives):
-                code_counts = counts[segment, derivative, channel]
-                both[0] = code_counts[:10]
-                both[1] = code_counts[10:]
-                num_negative = both[1].sum()
-                # What is in one part is 0 in the other.
-                both[0, zero_bins[derivative, channel, 0]] += num_negative
-                both[1, zero_bins[derivative, channel, 1]] += sizes[segment] - num_negative
-                for part in range(2):
-                    for place in range(10):
-                        target = ((channel * derivatives + derivative) * 2 + part) * 10 + place
-                        found[segment, target] = np.float32(both[part, place]) / total
-    return found
+        size = sizes[segment]
+        total = np.float32(size * 2 * num_planes)
+        for plane in range(num_planes):
+            positive = negative = 0
+            for number in range(9):
+                in_negative, in_positive = counts[segment, plane, number], counts[segment, plane, 10 + number]
+                found[segment, plane, 1, number] = np.float32(in_negative) / total
+                found[segment, plane, 0, 1 + number] = np.float32(in_positive) / total
+                negative += in_negative
+                positive += in_positive
+            # What is in one part is 0 in the other, and 0 is the lowest positive and the highest negative value.
+            found[segment, plane, 0, 0] = np.float32(size - positive) / total
+            found[segment, plane, 1, 9] = np.float32(size - negative) / total
+            if not has_negative[plane]:
+                found[segment, plane, 1, 0], found[segment, plane, 1, 9] = found[segment, plane, 1, 9], 0
+    return found.reshape(len(sizes), -1)

@@ -29,6 +29,7 @@ Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 Items = npt.NDArray[np.uint64]
 
+_PLACE = np.uint64(2**32 - 1)  # the half of an item that says whose weight it is
 
 class Segments(NamedTuple):
     """A segmentation, segments numbered in the order in which rows of pixels meet them."""
@@ -44,57 +45,98 @@ class SegmentationGraph:
 
     def __init__(self, image: npt.NDArray[np.uint8]) -> None:
         """Takes uint8 [H, W, C]."""
-        self._height, self._width, _ = image.shape
+        self._num_pixels, self._width = image.shape[0] * image.shape[1], image.shape[1]
         blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), _SIGMA, sigmaY=_SIGMA)
-        self._blurred = np.ascontiguousarray(blurred.reshape(image.shape))
-        self._pairs = sort_stably(_pairs(self._blurred, False))
+        self._planes = np.stack(cv2.split(blurred))
+        self._pairs = sort_stably(_pairs(self._planes, False))
         self._is_cpp_order = False
 
     def segment(self, k: float) -> Segments:
         """Segments at one k: larger k, larger segments."""
-        num_pixels = self._height * self._width
-        parents = np.empty(num_pixels, np.int32)
-        if not _join(self._pairs, np.float32(k), self._width, parents, self._is_cpp_order):
-            self._pairs = _pairs(self._blurred, True)
-            sort_like_cpp(self._pairs, len(self._pairs))
-            self._is_cpp_order = True
-            _join(self._pairs, np.float32(k), self._width, parents, True)
+        parents = np.empty(self._num_pixels, np.int32)
+        if not _join(self._pairs, k, self._width, parents, self._is_cpp_order):
+            pairs = _pairs(self._planes, True)
+            sort_like_cpp(pairs, len(pairs))
+            self._pairs, self._is_cpp_order = _first_of_both(pairs, self._width, self._num_pixels), True
+            _join(self._pairs, k, self._width, parents, True)
         labels, sizes, boxes = _label(parents, self._width)
         return Segments(labels, sizes, boxes, _neighbours(labels, self._width, len(sizes)))
 
 
+@compiled("void(float32[:,:,::1], int64, boolean, float32[::1])")
+def _distances(planes: Floats, row: int, is_down: bool, distances: Floats) -> None:
+    """Euclidean distance of the colours of a row [W] to their neighbours below, or to the right."""
+    channels, _, width = planes.shape
+    count = width if is_down else width - 1
+    distances[:count] = 0
+    for channel in range(channels):
+        these = planes[channel, row]
+        others = planes[channel, row + 1] if is_down else planes[channel, row, 1:]
+        for column in range(count):
+            difference = np.float64(these[column] - others[column])
+            # C++ squares and adds in double, and rounds the sum to float after every channel.
+            distances[column] = np.float32(np.float64(distances[column]) + difference * difference)
+    for column in range(count):
+        distances[column] = np.sqrt(distances[column])
+
+
+@compiled("uint64(uint32, int64, int64)")
+def _item(weight: int, pixel: int, direction: int) -> int:
+    return (np.uint64(weight) << np.uint64(32)) | np.uint64(4 * pixel + direction)
+
+
 @compiled("uint64[::1](float32[:,:,::1], boolean)")
-def _pairs(blurred: Floats, both_ways: bool) -> Items:
-    """Pairs of neighbours as items to sort: Euclidean distance of the colours, then 4 x pixel + direction.
+def _pairs(planes: Floats, both_ways: bool) -> Items:
+    """Pairs of neighbours as items to sort: distance of the colours, then 4 x pixel + direction.
 
     Args:
-        blurred: [H, W, C].
+        planes: [C, H, W].
         both_ways: Each pair twice, in the order in which OpenCV makes them: up, left, down, right of a pixel.
     """
-    height, width, channels = blurred.shape
+    _, height, width = planes.shape
     pairs = np.empty((2 if both_ways else 1) * (height * (width - 1) + (height - 1) * width), np.uint64)
-    weight = np.empty(1, np.float32)
-    bits = weight.view(np.uint32)
+    distances = np.empty((3, width), np.float32)  # up, right, down
+    up, right, down = distances.view(np.uint32)
     count = 0
     for row in range(height):
+        up[:] = down
+        _distances(planes, row, False, distances[1])
+        if row < height - 1:
+            _distances(planes, row, True, distances[2])
         for column in range(width):
-            for direction in range(0 if both_ways else 2, 4):
-                other_row = row + (direction == 2) - (direction == 0)
-                other_column = column + (direction == 3) - (direction == 1)
-                if not (0 <= other_row < height and 0 <= other_column < width):
-                    continue
-                total = np.float32(0)
-                for channel in range(channels):
-                    difference = np.float64(
-                        blurred[row, column, channel] - blurred[other_row, other_column, channel]
-                    )
-                    # C++ squares and adds in double, and rounds the sum to float after every channel.
-                    total = np.float32(np.float64(total) + difference * difference)
-                weight[0] = np.sqrt(total)
-                place = np.uint64(4 * (row * width + column) + direction)
-                pairs[count] = (np.uint64(bits[0]) << np.uint64(32)) | place
+            pixel = row * width + column
+            if both_ways and row > 0:
+                pairs[count] = _item(up[column], pixel, 0)
+                count += 1
+            if both_ways and column > 0:
+                pairs[count] = _item(right[column - 1], pixel, 1)
+                count += 1
+            if row < height - 1:
+                pairs[count] = _item(down[column], pixel, 2)
+                count += 1
+            if column < width - 1:
+                pairs[count] = _item(right[column], pixel, 3)
                 count += 1
     return pairs
+
+
+@compiled("uint64[::1](uint64[::1], int32, int64)")
+def _first_of_both(pairs: Items, width: int, num_pixels: int) -> Items:
+    """Each pair as it first appears; the second time it can do nothing."""
+    seen = np.zeros((num_pixels, 2), np.bool_)
+    found = np.empty(len(pairs) // 2, np.uint64)
+    count = 0
+    for pair in pairs:
+        pixel, direction = np.int64(pair & _PLACE) // 4, np.int64(pair & np.uint64(3))
+        if direction == 0:
+            pixel -= width
+        elif direction == 1:
+            pixel -= 1
+        if not seen[pixel, direction & 1]:
+            seen[pixel, direction & 1] = True
+            found[count] = pair
+            count += 1
+    return found
 
 
 @compiled("int32(int32[::1], int32)")
@@ -121,6 +163,54 @@ def _unite(parents: Ints, first: int, second: int) -> int:
     return first
 
 
+@compiled("Tuple((int32, int32))(int32[::1], uint64, int32)")
+def _roots(parents: Ints, pair: int, width: int) -> tuple[int, int]:
+    """Roots of both pixels of a pair."""
+    place = np.int32(pair & _PLACE)
+    pixel, direction = place >> 2, place & 3
+    step = np.int32(1) if direction & 1 else width
+    return _root(parents, pixel), _root(parents, pixel + (step if direction & 2 else -step))
+
+
+@compiled("boolean(uint64[::1], int32, int32[::1], boolean)")
+def _join_small(apart: Items, width: int, parents: Ints, is_cpp_order: bool) -> bool:
+    """The second pass, over the pairs that the first one kept apart; arguments and result as of `_join`."""
+    seen = np.full(len(parents), -1, np.int64)  # the group that met this root
+    partner = np.zeros(len(parents), np.int32)  # and the other root of its pair there
+    start = 0
+    while start < len(apart):
+        stop = start + 1
+        while stop < len(apart) and apart[stop] >> np.uint64(32) == apart[start] >> np.uint64(32):
+            stop += 1
+        if stop - start > 1 and not is_cpp_order:
+            is_shared = False  # is there a segment with two possible partners?
+            small_pixels = num_large = 0
+            for pair in apart[start:stop]:
+                roots = _roots(parents, pair, width)
+                if roots[0] == roots[1] or max(parents[roots[0]], parents[roots[1]]) <= -MIN_SIZE_PX:
+                    continue
+                for side in range(2):
+                    root, other = roots[side], roots[1 - side]
+                    if seen[root] != start:
+                        seen[root] = start
+                        partner[root] = other
+                        if parents[root] <= -MIN_SIZE_PX:
+                            num_large += 1
+                        else:
+                            small_pixels -= parents[root]
+                    elif partner[root] != other:
+                        is_shared = True
+            # Small ones that stay small together, around at most one large one: all of them are joined.
+            if is_shared and (num_large > 1 or small_pixels >= MIN_SIZE_PX):
+                return False
+        for pair in apart[start:stop]:
+            first, second = _roots(parents, pair, width)
+            if first != second and max(parents[first], parents[second]) > -MIN_SIZE_PX:
+                _unite(parents, first, second)
+        start = stop
+    return True
+
+
 @compiled("boolean(uint64[::1], float32, int32, int32[::1], boolean)")
 def _join(pairs: Items, k: float, width: int, parents: Ints, is_cpp_order: bool) -> bool:
     """Both passes of the segmentation.
@@ -133,57 +223,25 @@ def _join(pairs: Items, k: float, width: int, parents: Ints, is_cpp_order: bool)
         is_cpp_order: Equal differences are in OpenCV's order.
 
     Returns:
-        False if the result would depend on the order of equal differences, and that is not known.
+        False if the result could depend on the order of equal differences, and that is not known.
     """
     parents[:] = -1
     tolerance = np.full(len(parents), k, np.float32)
-    offsets = np.array([-width, -1, width, 1], np.int32)
     bits = np.empty(1, np.uint32)
-    weights = bits.view(np.float32)
+    weight = bits.view(np.float32)
     apart = np.empty_like(pairs)
     num_apart = 0
     for pair in pairs:
-        pixel = np.int32((pair & np.uint64(0xFFFFFFFF)) >> np.uint64(2))
-        first = _root(parents, pixel)
-        second = _root(parents, pixel + offsets[pair & np.uint64(3)])
+        first, second = _roots(parents, pair, width)
         if first != second:
             bits[0] = pair >> np.uint64(32)
-            weight = weights[0]
-            if weight <= tolerance[first] and weight <= tolerance[second]:
+            if weight[0] <= tolerance[first] and weight[0] <= tolerance[second]:
                 root = _unite(parents, first, second)
-                tolerance[root] = weight + k / np.float32(-parents[root])
+                tolerance[root] = weight[0] + k / np.float32(-parents[root])
             else:
                 apart[num_apart] = pair
                 num_apart += 1
-
-    # Second pass: only pairs with a small segment count, equal ones together.
-    partner = np.zeros(len(parents), np.int32)
-    seen = np.full(len(parents), -1, np.int32)  # the group in which `partner` was set
-    start = 0
-    while start < num_apart:
-        stop = start + 1
-        while stop < num_apart and apart[stop] >> np.uint64(32) == apart[start] >> np.uint64(32):
-            stop += 1
-        for position in range(start, stop if stop - start > 1 and not is_cpp_order else start):
-            pixel = np.int32((apart[position] & np.uint64(0xFFFFFFFF)) >> np.uint64(2))
-            first = _root(parents, pixel)
-            second = _root(parents, pixel + offsets[apart[position] & np.uint64(3)])
-            if first == second or (-parents[first] >= MIN_SIZE_PX and -parents[second] >= MIN_SIZE_PX):
-                continue
-            if (seen[first] == start and partner[first] != second) or (
-                seen[second] == start and partner[second] != first
-            ):
-                return False
-            seen[first] = seen[second] = start
-            partner[first], partner[second] = second, first
-        for position in range(start, stop):
-            pixel = np.int32((apart[position] & np.uint64(0xFFFFFFFF)) >> np.uint64(2))
-            first = _root(parents, pixel)
-            second = _root(parents, pixel + offsets[apart[position] & np.uint64(3)])
-            if first != second and (-parents[first] < MIN_SIZE_PX or -parents[second] < MIN_SIZE_PX):
-                _unite(parents, first, second)
-        start = stop
-    return True
+    return _join_small(apart[:num_apart], width, parents, is_cpp_order)
 
 
 @compiled("Tuple((int32[::1], int32[::1], int32[:,::1]))(int32[::1], int32)")
