@@ -35,6 +35,13 @@ class SearchMode(StrEnum):
     quality = "quality"
 
 
+class SearchEngine(StrEnum):
+    """`fast`: our own selective search. `opencv`: the reference; the same boxes in another order."""
+
+    fast = "fast"
+    opencv = "opencv"
+
+
 class MinSizePolicy(StrEnum):
     """Which filtered list a candidate region takes its boxes from; see `univip/data/views.py`."""
 
@@ -105,6 +112,7 @@ class ProposalsConfig:
     """Selective search and the two filtered lists (ORL's stage 2, without its topN)."""
 
     mode: SearchMode = SearchMode.fast
+    engine: SearchEngine = SearchEngine.fast
     min_sizes: list[int] = field(
         default_factory=lambda: [64, 96]
     )  # px; each list is filtered from the raw boxes

@@ -32,8 +32,11 @@ from llvmlite import binding
 _logger = logging.getLogger(__name__)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+# Machine numbers: the declared type counts, and numba converts at every call what NumPy's types keep apart.
+Scalar = Any
+
 # Every module that compiles; editing one of them is another cache, since callers contain their callees.
-MODULES = ("compiled", "sorting", "segmentation", "regions", "grouping")
+MODULES = ("compiled", "sorting", "segmentation", "regions", "merging", "grouping")
 
 
 def compiled(signature: str) -> Callable[[_Function], _Function]:
@@ -43,15 +46,15 @@ def compiled(signature: str) -> Callable[[_Function], _Function]:
     """
 
     def decorate(function: _Function) -> _Function:
-        before = numba.config.CACHE_DIR
         # numba takes the directory from this global at the moment it sees the function.
-        numba.config.CACHE_DIR = str(_store.directory or "")
+        config: Any = numba.config
+        before = config.CACHE_DIR
+        config.CACHE_DIR = str(store.directory or "")
         try:
-            made: _Function = numba.njit(signature, cache=_store.directory is not None, error_model="numpy")(
-                function
-            )
+            make: Any = numba.njit(signature, cache=store.directory is not None, error_model="numpy")
+            made: _Function = make(function)
         finally:
-            numba.config.CACHE_DIR = before
+            config.CACHE_DIR = before
         return made
 
     return decorate
@@ -59,10 +62,10 @@ def compiled(signature: str) -> Callable[[_Function], _Function]:
 
 def publish() -> None:
     """Make what this process compiled available to others; call once all of `MODULES` are imported."""
-    _store.publish()
+    store.publish()
 
 
-class _Store:
+class Store:
     """Where the machine code of this process comes from and goes to.
 
     Attributes:
@@ -72,8 +75,8 @@ class _Store:
     def __init__(self) -> None:
         self.directory: Path | None = None
         self._final: Path | None = None  # set while `directory` is one of our own, not yet published
-        root = cache_root()
         try:
+            root = cache_root()
             _private(root)
             final = root / _version()
             if final.is_dir():
@@ -85,13 +88,14 @@ class _Store:
                 atexit.register(self._discard)
         except OSError as error:
             _logger.warning(
-                "the fast search engine is compiled again in every process, half a minute each: its cache "
-                "cannot be used (%s).\n  where: %s\n  fix:   export XDG_CACHE_HOME=/a/directory/of/yours",
+                "the fast search engine is compiled again by every process, half a minute each: "
+                "its cache cannot be used.\n  where: %s\n"
+                "  fix:   export XDG_CACHE_HOME=/a/directory/of/yours",
                 error,
-                root,
             )
 
     def publish(self) -> None:
+        """Give the directory its final name; nothing to do if it has it already."""
         if self._final is None or self.directory is None:
             return
         try:
@@ -109,8 +113,15 @@ class _Store:
 
 
 def cache_root() -> Path:
-    """Directory of this user's caches, as the XDG convention has it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip"
+    """Directory of this user's caches, as the XDG convention has it.
+
+    Raises:
+        OSError: If this user has no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip"
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
 
 
 def _private(directory: Path) -> None:
@@ -141,4 +152,4 @@ def _version() -> str:
     return f"search-{digest.hexdigest()[:16]}"
 
 
-_store = _Store()
+store = Store()

@@ -25,7 +25,7 @@ import numpy as np
 from univip.data.decode import decode
 from univip.errors import ImageError, UnivipError
 from univip.proposals.filters import filter_boxes
-from univip.proposals.search import selective_search
+from univip.proposals.search import prepare_engine, selective_search
 
 if TYPE_CHECKING:
     from univip.types import Boxes
@@ -36,6 +36,7 @@ class SearchSettings:
     """What is the same for all images of a data set."""
 
     mode: str
+    engine: str
     min_sizes: tuple[int, ...]  # px
     max_ratio: float
     max_iou: float
@@ -70,7 +71,7 @@ def search_image(task: SearchTask, settings: SearchSettings) -> SearchResult:
         return SearchResult(
             error.reason, none, [none for _ in settings.min_sizes], time.perf_counter() - start
         )
-    raw = selective_search(image, mode=settings.mode, key=task.image_id)
+    raw = selective_search(image, mode=settings.mode, engine=settings.engine, key=task.image_id)
     # Here rather than at the merge, where it would wait for one core.
     filtered = [
         filter_boxes(raw, min_size_px=size, max_ratio=settings.max_ratio, max_iou=settings.max_iou)
@@ -96,7 +97,9 @@ def search_images(
     """
     processes = min(processes or len(os.sched_getaffinity(0)), len(tasks))
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_process)
+    pool = ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_start_process, initargs=(settings.engine,)
+    )
     try:
         futures = {pool.submit(search_image, task, settings): position for position, task in enumerate(tasks)}
         for future in as_completed(futures):
@@ -108,12 +111,13 @@ def search_images(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_process() -> None:
-    """One thread per process, signals left to the parent, no life after it."""
+def _start_process(engine: str) -> None:
+    """One thread per process, signals left to the parent, no life after it, everything loaded."""
     cv2.setNumThreads(1)
     for number in (signal.SIGINT, signal.SIGUSR2):  # Ctrl-C, and SLURM's warning before the time limit
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with_parent, daemon=True).start()
+    prepare_engine(engine)
 
 
 def _exit_with_parent() -> None:
@@ -126,7 +130,7 @@ def _exit_with_parent() -> None:
 def _process_died(suspects: list[Path]) -> UnivipError:
     """The pool does not say which image was on the process, only which had not finished."""
     return UnivipError(
-        "a searching process died, killed for its memory or by a crash inside OpenCV.",
+        "a searching process died, killed for its memory or by a crash in compiled code.",
         where=f"one of {', '.join(map(str, suspects))}",
         fix="proposals.processes=N with fewer processes, or more memory; finished shards are kept",
     )

@@ -13,13 +13,13 @@ Shapes: H, W the image, C its channels, P = H x W, S segments.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from univip.proposals.compiled import compiled
+from univip.proposals.compiled import Scalar, compiled
 from univip.proposals.segmentation import Segments
 
 _ANGLE = 45.0  # degrees
@@ -57,7 +57,7 @@ def texture(image: Bytes) -> Texture:
         for channel, plane in enumerate(cv2.split(derivative)):
             low, high = plane.min(), plane.max()
             has_negative[channel, number] = low < 0
-            _encode(plane.reshape(-1), _thresholds(low, high), codes[channel, number])
+            _encode(np.ravel(plane), _thresholds(low, high), codes[channel, number])
     return Texture(codes.reshape(-1, height * width), has_negative.reshape(-1))
 
 
@@ -70,7 +70,7 @@ def histograms(image: Bytes, texture: Texture, segments: Segments) -> Histograms
     )
 
 
-def _derivatives(image: Bytes) -> list[Floats]:
+def _derivatives(image: Bytes) -> list[Any]:
     """x, y, and both again in the turned image, turned back: float32 [H, W(, C)]."""
     height, width = image.shape[:2]
     center = width / 2, height / 2
@@ -90,20 +90,20 @@ def _derivatives(image: Bytes) -> list[Floats]:
 
 
 @compiled("uint8(float32, float32, float32)")
-def _bin(value: float, low: float, high: float) -> int:
+def _bin(value: Scalar, low: Scalar, high: Scalar) -> Scalar:
     """Bin of a value between `low` and `high`: OpenCV stretches to a byte, then cuts bytes into tenths."""
     if not low < high:
         return np.uint8(0)
     span = np.float64(high) - np.float64(low)
     scale = np.float32(255.0 / span)
     shift = np.float32(-255.0 * np.float64(low) / span)
-    # One fused multiply-add, as the vector code of OpenCV has it: the product of two floats is exact in double.
+    # A fused multiply-add, as in the vector code of OpenCV: the product of two floats is exact in double.
     byte = np.rint(np.float32(np.float64(value) * np.float64(scale) + np.float64(shift)))
     return np.uint8(min(max(byte, np.float32(0)), np.float32(255)) / np.float32(25.6))
 
 
 @compiled("float32[::1](float32, float32)")
-def _thresholds(low: float, high: float) -> Floats:
+def _thresholds(low: Scalar, high: Scalar) -> Floats:
     """The 18 values at which the code of a derivative between `low` and `high` rises by one."""
     thresholds = np.empty(18, np.float32)
     for part in range(2):
@@ -128,7 +128,7 @@ def _thresholds(low: float, high: float) -> Floats:
 
 @compiled("void(float32[::1], float32[::1], uint8[::1])")
 def _encode(plane: Floats, thresholds: Floats, codes: Bytes) -> None:
-    """Number of thresholds that each value [P] reaches, a few thousand values at a time to stay in the cache."""
+    """Number of thresholds that each value [P] reaches; a few thousand at a time stay in the cache."""
     for start in range(0, len(plane), 4096):
         values, found = plane[start : start + 4096], codes[start : start + 4096]
         found[:] = 0
@@ -175,7 +175,7 @@ def _texture_histograms(
                 found[segment, plane, 0, 1 + number] = np.float32(in_positive) / total
                 negative += in_negative
                 positive += in_positive
-            # What is in one part is 0 in the other, and 0 is the lowest positive and the highest negative value.
+            # What is in one part is 0 in the other: the lowest positive and the highest negative value.
             found[segment, plane, 0, 0] = np.float32(size - positive) / total
             found[segment, plane, 1, 9] = np.float32(size - negative) / total
             if not has_negative[plane]:

@@ -105,6 +105,7 @@ def pinned_order(boxes: Boxes, *, key: int) -> Boxes:
 
 
 def _uniform(count: int, key: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) that the key fixes."""
     words = np.random.Philox(key=np.array([key, _PURPOSE], np.uint64)).random_raw(count)
     uniform: npt.NDArray[np.float64] = (words >> np.uint64(11)) * 2.0**-53
     return uniform
@@ -146,8 +147,8 @@ def _opencv(bgr: npt.NDArray[np.uint8], mode: str) -> Boxes:
     """Boxes of OpenCV's own search, in an order that tells its history."""
     if not hasattr(cv2, "ximgproc"):
         raise ConfigError(
-            f"proposals.engine=opencv needs OpenCV with its contrib modules, but OpenCV {cv2.__version__} has "
-            "none.",
+            "proposals.engine=opencv needs OpenCV with its contrib modules, but OpenCV "
+            f"{cv2.__version__} has none.",
             where=str(cv2.__file__),
             fix="uninstall the other OpenCV packages, pip install opencv-contrib-python-headless",
         )

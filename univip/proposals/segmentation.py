@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from univip.proposals.compiled import compiled
+from univip.proposals.compiled import Scalar, compiled
 from univip.proposals.sorting import sort_like_cpp, sort_stably
 
 MIN_SIZE_PX = 100  # pixels of a segment, OpenCV's default
@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float32]
 Items = npt.NDArray[np.uint64]
 
 _PLACE = np.uint64(2**32 - 1)  # the half of an item that says whose weight it is
+
 
 class Segments(NamedTuple):
     """A segmentation, segments numbered in the order in which rows of pixels meet them."""
@@ -47,7 +48,7 @@ class SegmentationGraph:
         """Takes uint8 [H, W, C]."""
         self._num_pixels, self._width = image.shape[0] * image.shape[1], image.shape[1]
         blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), _SIGMA, sigmaY=_SIGMA)
-        self._planes = np.stack(cv2.split(blurred))
+        self._planes: Floats = np.stack(cv2.split(blurred)).astype(np.float32, copy=False)
         self._pairs = sort_stably(_pairs(self._planes, False))
         self._is_cpp_order = False
 
@@ -64,7 +65,7 @@ class SegmentationGraph:
 
 
 @compiled("void(float32[:,:,::1], int64, boolean, float32[::1])")
-def _distances(planes: Floats, row: int, is_down: bool, distances: Floats) -> None:
+def _distances(planes: Floats, row: Scalar, is_down: bool, distances: Floats) -> None:
     """Euclidean distance of the colours of a row [W] to their neighbours below, or to the right."""
     channels, _, width = planes.shape
     count = width if is_down else width - 1
@@ -81,7 +82,7 @@ def _distances(planes: Floats, row: int, is_down: bool, distances: Floats) -> No
 
 
 @compiled("uint64(uint32, int64, int64)")
-def _item(weight: int, pixel: int, direction: int) -> int:
+def _item(weight: Scalar, pixel: Scalar, direction: Scalar) -> Scalar:
     return (np.uint64(weight) << np.uint64(32)) | np.uint64(4 * pixel + direction)
 
 
@@ -121,7 +122,7 @@ def _pairs(planes: Floats, both_ways: bool) -> Items:
 
 
 @compiled("uint64[::1](uint64[::1], int32, int64)")
-def _first_of_both(pairs: Items, width: int, num_pixels: int) -> Items:
+def _first_of_both(pairs: Items, width: Scalar, num_pixels: Scalar) -> Items:
     """Each pair as it first appears; the second time it can do nothing."""
     seen = np.zeros((num_pixels, 2), np.bool_)
     found = np.empty(len(pairs) // 2, np.uint64)
@@ -140,7 +141,7 @@ def _first_of_both(pairs: Items, width: int, num_pixels: int) -> Items:
 
 
 @compiled("int32(int32[::1], int32)")
-def _root(parents: Ints, pixel: int) -> int:
+def _root(parents: Ints, pixel: Scalar) -> Scalar:
     """Root of a pixel's segment; every step halves the way of the next search."""
     parent = parents[pixel]
     while parent >= 0:
@@ -154,7 +155,7 @@ def _root(parents: Ints, pixel: int) -> int:
 
 
 @compiled("int32(int32[::1], int32, int32)")
-def _unite(parents: Ints, first: int, second: int) -> int:
+def _unite(parents: Ints, first: Scalar, second: Scalar) -> Scalar:
     """Join two roots; returns the root of both, whose entry is minus the number of pixels."""
     if parents[first] > parents[second]:
         first, second = second, first
@@ -164,7 +165,7 @@ def _unite(parents: Ints, first: int, second: int) -> int:
 
 
 @compiled("Tuple((int32, int32))(int32[::1], uint64, int32)")
-def _roots(parents: Ints, pair: int, width: int) -> tuple[int, int]:
+def _roots(parents: Ints, pair: Scalar, width: Scalar) -> tuple[Scalar, Scalar]:
     """Roots of both pixels of a pair."""
     place = np.int32(pair & _PLACE)
     pixel, direction = place >> 2, place & 3
@@ -173,7 +174,7 @@ def _roots(parents: Ints, pair: int, width: int) -> tuple[int, int]:
 
 
 @compiled("boolean(uint64[::1], int32, int32[::1], boolean)")
-def _join_small(apart: Items, width: int, parents: Ints, is_cpp_order: bool) -> bool:
+def _join_small(apart: Items, width: Scalar, parents: Ints, is_cpp_order: bool) -> Scalar:
     """The second pass, over the pairs that the first one kept apart; arguments and result as of `_join`."""
     seen = np.full(len(parents), -1, np.int64)  # the group that met this root
     partner = np.zeros(len(parents), np.int32)  # and the other root of its pair there
@@ -184,7 +185,7 @@ def _join_small(apart: Items, width: int, parents: Ints, is_cpp_order: bool) -> 
             stop += 1
         if stop - start > 1 and not is_cpp_order:
             is_shared = False  # is there a segment with two possible partners?
-            small_pixels = num_large = 0
+            num_large = small_pixels = 0
             for pair in apart[start:stop]:
                 roots = _roots(parents, pair, width)
                 if roots[0] == roots[1] or max(parents[roots[0]], parents[roots[1]]) <= -MIN_SIZE_PX:
@@ -197,7 +198,7 @@ def _join_small(apart: Items, width: int, parents: Ints, is_cpp_order: bool) -> 
                         if parents[root] <= -MIN_SIZE_PX:
                             num_large += 1
                         else:
-                            small_pixels -= parents[root]
+                            small_pixels += -int(parents[root])
                     elif partner[root] != other:
                         is_shared = True
             # Small ones that stay small together, around at most one large one: all of them are joined.
@@ -212,7 +213,7 @@ def _join_small(apart: Items, width: int, parents: Ints, is_cpp_order: bool) -> 
 
 
 @compiled("boolean(uint64[::1], float32, int32, int32[::1], boolean)")
-def _join(pairs: Items, k: float, width: int, parents: Ints, is_cpp_order: bool) -> bool:
+def _join(pairs: Items, k: Scalar, width: Scalar, parents: Ints, is_cpp_order: bool) -> Scalar:
     """Both passes of the segmentation.
 
     Args:
@@ -245,7 +246,7 @@ def _join(pairs: Items, k: float, width: int, parents: Ints, is_cpp_order: bool)
 
 
 @compiled("Tuple((int32[::1], int32[::1], int32[:,::1]))(int32[::1], int32)")
-def _label(parents: Ints, width: int) -> tuple[Ints, Ints, Ints]:
+def _label(parents: Ints, width: Scalar) -> tuple[Ints, Ints, Ints]:
     """Labels [P], sizes [S] and boxes [S, 4] of the trees."""
     count = 0
     for parent in parents:
@@ -258,10 +259,9 @@ def _label(parents: Ints, width: int) -> tuple[Ints, Ints, Ints]:
     for pixel in range(len(parents)):
         root = _root(parents, np.int32(pixel))
         row, column = pixel // width, pixel % width
-        label = number[root]
+        label = int(number[root])
         if label < 0:
-            label = np.int32(found)
-            number[root] = label
+            number[root] = label = found
             sizes[label] = -parents[root]
             boxes[label, 0] = boxes[label, 2] = column
             boxes[label, 1] = row
@@ -276,7 +276,7 @@ def _label(parents: Ints, width: int) -> tuple[Ints, Ints, Ints]:
 
 
 @compiled("int32[:,::1](int32[::1], int32, int32)")
-def _neighbours(labels: Ints, width: int, num_segments: int) -> Ints:
+def _neighbours(labels: Ints, width: Scalar, num_segments: Scalar) -> Ints:
     """Pairs of touching segments.
 
     OpenCV looks to the left, up and left up of every pixel outside the first row and the first column: pixels

@@ -56,6 +56,7 @@ class ShardedSearch:
         self._run_dir = run_dir
         self._settings = SearchSettings(
             mode=str(proposals.mode),
+            engine=str(proposals.engine),
             min_sizes=tuple(proposals.min_sizes),
             max_ratio=proposals.max_ratio,
             max_iou=proposals.max_iou,
@@ -66,6 +67,7 @@ class ShardedSearch:
         self.shards = [range(start, min(start + step, len(index))) for start in range(0, len(index), step)]
         self.provenance: dict[str, Any] = {
             "mode": str(proposals.mode),
+            "engine": str(proposals.engine),
             "min_sizes": list(proposals.min_sizes),
             "max_ratio": proposals.max_ratio,
             "max_iou": proposals.max_iou,

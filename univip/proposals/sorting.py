@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from univip.proposals.compiled import compiled
+from univip.proposals.compiled import Scalar, compiled
 
 Items = npt.NDArray[np.uint64]
 
@@ -41,20 +41,20 @@ def sort_stably(items: Items) -> Items:
             start += count
         shift = np.uint64(32 + 11 * digit)
         for item in source:
-            value = np.int64((item >> shift) & np.uint64(2047))
-            target[place[value]] = item
-            place[value] += 1
+            bucket = np.int64((item >> shift) & np.uint64(2047))
+            target[place[bucket]] = item
+            place[bucket] += 1
         source, target = target, source
     return source
 
 
 @compiled("boolean(uint64, uint64)")
-def _less(first: int, second: int) -> bool:
+def _less(first: Scalar, second: Scalar) -> Scalar:
     return (first >> np.uint64(32)) < (second >> np.uint64(32))
 
 
 @compiled("void(uint64[::1], int64, int64, int64, uint64)")
-def _sift(items: Items, start: int, hole: int, length: int, value: int) -> None:
+def _sift(items: Items, start: Scalar, hole: Scalar, length: Scalar, value: Scalar) -> None:
     """Put `value` into the max-heap of `length` items from `start`, whose `hole` is empty."""
     top = hole
     child = hole
@@ -75,7 +75,7 @@ def _sift(items: Items, start: int, hole: int, length: int, value: int) -> None:
 
 
 @compiled("void(uint64[::1], int64, int64)")
-def _heap_sort(items: Items, start: int, stop: int) -> None:
+def _heap_sort(items: Items, start: Scalar, stop: Scalar) -> None:
     """What introsort does with a range whose pivots were bad too often."""
     length = stop - start
     for parent in range((length - 2) // 2, -1, -1):
@@ -87,7 +87,7 @@ def _heap_sort(items: Items, start: int, stop: int) -> None:
 
 
 @compiled("int64(uint64[::1], int64, int64)")
-def _partition(items: Items, start: int, stop: int) -> int:
+def _partition(items: Items, start: Scalar, stop: Scalar) -> Scalar:
     """Median of three to the front, then split the rest around it; where the right part begins."""
     a, b, c = start + 1, start + (stop - start) // 2, stop - 1
     if _less(items[a], items[b]):
@@ -110,8 +110,8 @@ def _partition(items: Items, start: int, stop: int) -> int:
 
 
 @compiled("void(uint64[::1], int64)")
-def sort_like_cpp(items: Items, length: int) -> None:
-    """Sort the first `length` items in place as `std::sort` of libstdc++ does, moves of equal ones included."""
+def sort_like_cpp(items: Items, length: Scalar) -> None:
+    """Sort the first `length` items in place as libstdc++'s `std::sort`, moves of equal ones included."""
     depth = 0
     while length >> (depth + 1):
         depth += 1

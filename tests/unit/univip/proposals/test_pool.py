@@ -20,7 +20,13 @@ from univip.proposals.pool import SearchSettings, SearchTask, search_image, sear
 from univip.proposals.search import selective_search
 
 SETTINGS = SearchSettings(
-    mode="single", min_sizes=(8, 16), max_ratio=3.0, max_iou=0.5, exif=True, max_pixels=1_000_000
+    mode="single",
+    engine="fast",
+    min_sizes=(8, 16),
+    max_ratio=3.0,
+    max_iou=0.5,
+    exif=True,
+    max_pixels=1_000_000,
 )
 
 
