@@ -17,6 +17,7 @@ from univip.data.proposals import report_path
 from univip.data.scan import scan
 from univip.errors import ConfigError, DataError
 from univip.observe import Observer
+from univip.proposals.search import prepare_engine
 from univip.proposals.shards import Report, ShardedSearch
 
 INDEX_NAME = "images.arrow"
@@ -49,6 +50,11 @@ def prepare(config: Config, run_dir: Path, *, expected_fingerprint: str = "") ->
     report = {"images": len(found.rows), "failed": found.refused, "layout": found.layout}
     write_json(report_path(path), report)
     return ImageIndex.open(path)
+
+
+def prepare_search(config: Config) -> None:
+    """Compile the search once, rather than in every shard of the array at the same time."""
+    prepare_engine(str(config.proposals.engine))
 
 
 def num_shards(config: Config, run_dir: Path) -> int:

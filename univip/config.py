@@ -36,6 +36,13 @@ class SearchMode(StrEnum):
     quality = "quality"
 
 
+class SearchEngine(StrEnum):
+    """`fast`: our own selective search. `opencv`: the reference; the same boxes in another order."""
+
+    fast = "fast"
+    opencv = "opencv"
+
+
 class MinSizePolicy(StrEnum):
     """Which filtered list a candidate region takes its boxes from; see `univip/data/views.py`."""
 
@@ -107,6 +114,7 @@ class ProposalsConfig:
 
     source: str = SEARCH  # or what `univip proposals import` calls the files it has read
     mode: SearchMode = SearchMode.fast
+    engine: SearchEngine = SearchEngine.fast
     min_sizes: list[int] = field(
         default_factory=lambda: [64, 96]
     )  # px; each list is filtered from the raw boxes

@@ -58,6 +58,7 @@ class ShardedSearch:
         self._run_dir = run_dir
         self._settings = SearchSettings(
             mode=str(proposals.mode),
+            engine=str(proposals.engine),
             min_sizes=tuple(proposals.min_sizes),
             max_ratio=proposals.max_ratio,
             max_iou=proposals.max_iou,
@@ -68,8 +69,8 @@ class ShardedSearch:
         self.shards = [range(start, min(start + step, len(index))) for start in range(0, len(index), step)]
         self.provenance: dict[str, Any] = {
             "store": store_format.FORMAT,
-            "engine": "opencv",
             "mode": str(proposals.mode),
+            "engine": str(proposals.engine),
             "min_sizes": list(proposals.min_sizes),
             "max_ratio": proposals.max_ratio,
             "max_iou": proposals.max_iou,
