@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.attempts import Attempt, RunBusyError, attempt
-from jobs.config import Config, RunHeader, load, load_header
+from jobs.config import Config, RunHeader, RunKind, load, load_header
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
 from monitoring.journal import Journal
@@ -126,6 +126,8 @@ def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, jou
         for reason, paths in index.refused.items():
             for path in paths:
                 journal.record("image_failed", path=path, reason=reason)
+        if header.kind is RunKind.proposals:  # else only the index was asked for
+            proposals.prepare_search(config)
     elif kind == "merge":
         proposals.merge(config, run_dir)
     elif kind == "shards":

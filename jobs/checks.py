@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from jobs.config import Config
-from univip.config import MethodName
+from univip.config import SEARCH, MethodName
 from univip.errors import ConfigError
 
 _ONE_NODE = "1 (a training job uses one node today: its agents do not yet meet across nodes)"
@@ -64,7 +64,7 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
     }
     positive = """train.epochs method.cosine_scale method.sinkhorn_epsilon evaluate.temperature
         resilience.spike_threshold resilience.hang_timeout_s resilience.collective_timeout_s cluster.time_h
-        cluster.shard_time_h"""
+        cluster.shard_time_h proposals.shard_minutes proposals.image_timeout_s"""
     rules = [
         (key, f"at least {limit}", bool(_value(config, key) >= limit))
         for limit, keys in at_least.items()
@@ -87,6 +87,11 @@ def _together(config: Config) -> list[tuple[str, str, bool]]:
             "experiment",
             "letters, digits, `_`, `.` and `-`",
             re.fullmatch(r"[\w.-]*", name, re.ASCII) is not None,
+        ),
+        (
+            "proposals.source",
+            f"`{SEARCH}`, or the 12 hexadecimal digits that `univip proposals import` has printed",
+            re.fullmatch(rf"{SEARCH}|[0-9a-f]{{12}}", config.proposals.source) is not None,
         ),
         ("proposals.min_sizes", "whole numbers of at least 1, rising", bool(sizes) and _rising([0, *sizes])),
         ("views.min_scale", "greater than 0 and at most 1", 0 < config.views.min_scale <= 1),

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from jobs.config import Config
 from jobs.outcomes import write_json
+from univip.config import SEARCH
 from univip.data.images import ImageIndex, write_index
 from univip.data.proposals import report_path
 from univip.data.scan import scan
-from univip.errors import DataError
+from univip.errors import ConfigError, DataError
 from univip.observe import Observer
+from univip.proposals.search import prepare_engine
 from univip.proposals.shards import Report, ShardedSearch
 
 INDEX_NAME = "images.arrow"
@@ -50,6 +52,11 @@ def prepare(config: Config, run_dir: Path, *, expected_fingerprint: str = "") ->
     return ImageIndex.open(path)
 
 
+def prepare_search(config: Config) -> None:
+    """Compile the search once, rather than in every shard of the array at the same time."""
+    prepare_engine(str(config.proposals.engine))
+
+
 def num_shards(config: Config, run_dir: Path) -> int:
     """Number of shards of a prepared run."""
     return len(_search(config, run_dir).shards)
@@ -80,4 +87,10 @@ def merge(config: Config, run_dir: Path) -> Report:
 
 
 def _search(config: Config, run_dir: Path) -> ShardedSearch:
+    if config.proposals.source != SEARCH:
+        raise ConfigError(
+            f"the boxes of `{run_dir.name}` must be imported and not searched, but are not there.",
+            where=str(run_dir),
+            fix=f"univip proposals import FILE data.root={config.data.root}",
+        )
     return ShardedSearch(ImageIndex.open(run_dir / INDEX_NAME), config.data, config.proposals, run_dir)

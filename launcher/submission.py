@@ -21,7 +21,7 @@ from pathlib import Path
 
 from jobs.attempts import living_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
-from jobs.config import ClusterKind, Config, RunHeader, load, load_header, store, with_site_of
+from jobs.config import ClusterKind, Config, RunHeader, RunKind, load, load_header, store, with_site_of
 from jobs.outcomes import read_json, write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.errors import RefusedError
@@ -31,6 +31,7 @@ from launcher.runs import JOBS_FILE, Owner
 from launcher.sbatch import slurm_jobs, submit_slurm
 from launcher.slurm import living_jobs
 from univip.checkpoint import layout
+from univip.config import SEARCH
 from univip.errors import ConfigError
 
 _PACKAGES = ("univip", "torch", "torchvision", "opencv-contrib-python-headless", "numpy", "pillow", "pyarrow")
@@ -91,6 +92,24 @@ def submit(plan: Plan, overrides: Sequence[str]) -> Submission:
             plan.request.save(run_dir)
             jobs = _start(plan, remaining)
     return Submission(run_dir, jobs, is_new=True, message="resumed" if is_resumed else "submitted")
+
+
+def make_run(config: Config, header: RunHeader) -> Path:
+    """Make a run directory without starting anything, for boxes that a command makes by itself.
+
+    Raises:
+        ConfigError: If the folder of runs cannot be written.
+        RefusedError: If the run belongs to another user.
+    """
+    runs = Path(config.paths.runs)
+    run_dir = runs / header.id
+    _make_root(runs)
+    with _umask(config.paths.umask):
+        _make(run_dir)
+        with _lock(run_dir):
+            _write_run(run_dir, config, header)
+            write_json(run_dir / "environment.json", _environment())
+    return run_dir
 
 
 def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
@@ -182,15 +201,20 @@ def _write_run(run_dir: Path, config: Config, header: RunHeader) -> None:
 
 
 def _refuse_missing_boxes(plan: Plan, overrides: Sequence[str]) -> None:
-    """Training alone builds on boxes that must be there."""
-    if plan.request.command != "train" or not plan.proposals:
+    """Training alone builds on boxes that must be there, and so does everything on imported ones."""
+    boxes = plan.header if plan.header.kind is RunKind.proposals else plan.proposals
+    is_imported = plan.config.proposals.source != SEARCH
+    if boxes is None or not (plan.request.command == "train" or is_imported):
         return
     runs = plan.run_dir.parent
-    if not Stage("merge", plan.proposals.id).is_done(runs):
+    if not Stage("merge", boxes.id).is_done(runs):
+        rest = [word for word in overrides if not word.startswith("proposals.source=")]
+        again = ["proposals", "import", "FILE", *rest] if is_imported else ["submit", "pipeline", *overrides]
         raise RefusedError(
-            f"the boxes of `{plan.proposals.id}` must be made before training, but are not.",
-            where=str(runs / plan.proposals.id),
-            fix=shlex.join(["univip", "submit", "pipeline", *overrides]),
+            f"the boxes of `{boxes.id}` must be {'imported' if is_imported else 'made'} before training, "
+            "but are not.",
+            where=str(runs / boxes.id),
+            fix=shlex.join(["univip", *again]),
         )
 
 

@@ -17,6 +17,7 @@ STAGES = ("proposals", "train", "evaluate")
 TERMS = ("scene", "scene_instance", "instance")
 PHASES = ("data", "augment", "forward", "backward", "reduce", "optimizer", "checkpoint", "observe")
 IMAGE_REASONS = ("missing", "unreadable", "corrupt", "too_large", "unsupported", "size_mismatch")
+SEARCH_REASONS = (*IMAGE_REASONS, "crashed", "timed_out")
 FAULT_PLACES = ("state", "loss", "gradient")
 SPIKE_PLACES = ("loss", "gradient")
 ROLLBACK_REASONS = ("nonfinite", "repeated_skips", "spike", "replicas_differ")
@@ -142,14 +143,14 @@ KINDS = (
     Kind("image_failed", "A photograph could not be used; the run went on without it.", {
         "image_id": "Its id.",
         "path": "Relative to the data root.",
-        "reason": "One of IMAGE_REASONS.",
+        "reason": "One of SEARCH_REASONS.",
     }),
     Kind("proposals", "Progress of one shard; every few seconds and at its end.", {
         "shard": "Number of the shard.",
         "images_done": "Images finished, failed ones included; counts over the shard.",
         "images": "Images of the shard.",
         "boxes": "Raw boxes found; counts over the shard.",
-        "failed{}": "Failed images by reason, counted over the shard; keys are IMAGE_REASONS.",
+        "failed{}": "Failed images by reason, counted over the shard; keys are SEARCH_REASONS.",
     }),
     Kind("shard", "A shard changed its state.", {
         "shard": "Number of the shard.",
@@ -265,7 +266,7 @@ METRICS = (
     Metric("univip_train_phase_seconds_total", "seconds", ("step",), "largest", "phases.*",
            "Time of rank 0 in each phase of the step.", {"phase": PHASES}),
     Metric("univip_data_decode_errors_total", "images", ("image_failed",), "count", "",
-           "Times a photograph could not be used.", {"reason": IMAGE_REASONS}, every_rank=True),
+           "Times a photograph could not be used.", {"reason": SEARCH_REASONS}, every_rank=True),
     Metric("univip_data_substituted_samples_total", "images", ("step",), "largest", "counts.substituted_*",
            "Samples whose photograph could not be used and was replaced by another one.",
            {"reason": IMAGE_REASONS}),
@@ -315,7 +316,7 @@ METRICS = (
     Metric("univip_proposals_images_total", "images", ("proposals",), "largest", "images_done",
            "Images searched, failed ones included.", per="shard"),
     Metric("univip_proposals_failed_images_total", "images", ("proposals",), "largest", "failed.*",
-           "Images without proposals, because they could not be used.", {"reason": IMAGE_REASONS},
+           "Images without proposals, because they could not be used.", {"reason": SEARCH_REASONS},
            per="shard"),
     Metric("univip_proposals_boxes_total", "boxes", ("proposals",), "largest", "boxes", "Raw boxes found.",
            per="shard"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+SEARCH = "search"  # of the photographs: where boxes come from unless they are imported
 MISSING = "???"  # OmegaConf's mark for a value the user must give
 
 
@@ -33,6 +34,13 @@ class SearchMode(StrEnum):
     single = "single"
     fast = "fast"
     quality = "quality"
+
+
+class SearchEngine(StrEnum):
+    """`fast`: our own selective search. `opencv`: the reference; the same boxes in another order."""
+
+    fast = "fast"
+    opencv = "opencv"
 
 
 class MinSizePolicy(StrEnum):
@@ -104,14 +112,18 @@ class DataConfig:
 class ProposalsConfig:
     """Selective search and the two filtered lists (ORL's stage 2, without its topN)."""
 
+    source: str = SEARCH  # or what `univip proposals import` calls the files it has read
     mode: SearchMode = SearchMode.fast
+    engine: SearchEngine = SearchEngine.fast
     min_sizes: list[int] = field(
         default_factory=lambda: [64, 96]
     )  # px; each list is filtered from the raw boxes
     max_ratio: float = 3.0
     max_iou: float = 0.5
-    shard_images: int = site(200)
+    shard_minutes: float = site(10.0)  # about how long a shard takes
+    shard_images: int = site(5000)  # of one shard at most: their boxes are held in memory
     processes: int = site(0)  # searching processes per shard; 0 = one per core
+    image_timeout_s: float = site(600.0)  # after which an image is given up; large ones have longer
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ sizes but neither the root nor the folders below it, so a data set that was move
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from univip.config import DataConfig, DataFormat
+from univip.data.json_stream import JsonStream
 from univip.errors import ConfigError, DataError, ImageError
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -74,12 +74,10 @@ def scan(config: DataConfig) -> Scan:
             where=f"`{above}` is the nearest folder that exists",
             fix="univip submit ... data.root=/path/to/photographs",
         )
-    is_folder = config.format == DataFormat.folder
-    found = _scan_folder(root, config) if is_folder else _scan_coco(root, config)
     rows: list[Row] = []
     refused: dict[str, list[str]] = {}
     paths: dict[int, str] = {}
-    for row, reason in islice(found, config.max_images or None):
+    for row, reason in islice(_listed(config), config.max_images or None):
         if reason:
             refused.setdefault(reason, []).append(row.path)
             continue
@@ -100,7 +98,21 @@ def scan(config: DataConfig) -> Scan:
             where=f"{root}{first and f', such as {first}'}",
             fix=limit if set(refused) == {"too_large"} else "data.root=/path/to/photographs",
         )
-    return Scan(rows, refused, fingerprint(rows), exif=is_folder)
+    return Scan(rows, refused, fingerprint(rows), exif=config.format == DataFormat.folder)
+
+
+def listed(config: DataConfig) -> Iterator[tuple[Row, str]]:
+    """Every photograph of the splits or the folder in order, with the reason where one cannot be used.
+
+    `data.max_images` does not cut the list: position i is image i of the annotation files, which is how a
+    file that names no images means them.
+    """
+    return _listed(replace(config, max_images=0))
+
+
+def _listed(config: DataConfig) -> Iterator[tuple[Row, str]]:
+    root = Path(config.root)
+    return _scan_folder(root, config) if config.format == DataFormat.folder else _scan_coco(root, config)
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -170,14 +182,13 @@ def _scan_coco(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
 
     for split in split_names(config.split):
         annotations = annotation_file(root, split)
-        entries = _images_of(annotations)
-        if not entries:
+        rows = [_coco_row(entry, number, annotations) for number, entry in enumerate(_images_of(annotations))]
+        if not rows:
             raise DataError(
                 f"split `{split}` must hold images, but its `images` is empty.",
                 where=str(annotations),
                 fix="data.split=NAME of another split, or data=folder for photographs without annotations",
             )
-        rows = [_coco_row(entry, number, annotations) for number, entry in enumerate(entries)]
         folder = _image_folder(root, split, rows)
         for row in rows:
             is_too_large = refuses_size(row.width, row.height, max_pixels=config.max_pixels)
@@ -216,44 +227,32 @@ def annotation_file(root: Path, split: str, *, key: str = "data.split") -> Path:
     )
 
 
-def _images_of(path: Path) -> list[Any]:
-    """The `images` list of a COCO file.
+def _images_of(path: Path) -> Iterator[Any]:
+    """The elements of `images` in a COCO file.
 
-    Only the keys up to `images` are parsed: the annotations behind it are most of the file (450 MB for COCO's
-    training split) and no concern of the index.
+    Nothing behind them is read: the annotations are most of the file (450 MB for COCO's training split) and
+    no concern of the index.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        images = next((value for key, value in _top_level(text) if key == "images"), None)
+        with path.open("rb") as file:
+            stream = JsonStream(file)
+            for key in stream.fields() if stream.peek() == "{" else ():
+                if key == "images" and stream.peek() == "[":
+                    yield from stream.items()
+                    return
+                stream.skip()
     except ValueError as error:
         raise DataError(
             f"annotations must be JSON, but are not: {error}.", where=str(path), fix="fetch the file again"
         ) from error
-    if not isinstance(images, list):
-        raise DataError(
-            "annotations must be a COCO object with a list `images`, but are not.",
-            where=str(path),
-            fix="data=folder needs no annotations",
-        )
-    return images
+    raise DataError(
+        "annotations must be a COCO object with a list `images`, but are not.",
+        where=str(path),
+        fix="data=folder needs no annotations",
+    )
 
 
 _ANNOTATIONS = re.compile(r"(?:annotations/)?(?:instances|image_info)_(.*)\.json")
-_KEY = re.compile(r'\s*[{,]\s*(?=")')
-_COLON = re.compile(r"\s*:\s*")
-
-
-def _top_level(text: str) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a JSON object, one at a time; nothing where the text is no object."""
-    decoder = json.JSONDecoder()
-    position = 0
-    while before := _KEY.match(text, position):
-        key, position = decoder.raw_decode(text, before.end())
-        colon = _COLON.match(text, position)
-        if colon is None:
-            raise json.JSONDecodeError("expected `:`", text, position)
-        value, position = decoder.raw_decode(text, colon.end())
-        yield key, value
 
 
 def _coco_row(entry: Any, number: int, annotations: Path) -> Row:

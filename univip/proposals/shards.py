@@ -8,10 +8,11 @@ not tell how it was cut: its bytes are the same for any number of shards and pro
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import cv2
 import PIL
 import pyarrow as pa
 
-from univip.atomic import replacing
+from univip.atomic import remove_leftovers, replacing
 from univip.config import DataConfig, ProposalsConfig
 from univip.data import proposals as store_format
 from univip.data.images import ImageIndex
@@ -53,9 +54,11 @@ class ShardedSearch:
         self._index = index
         self._root = Path(data.root)
         self._processes = proposals.processes
+        self._timeout_s = proposals.image_timeout_s
         self._run_dir = run_dir
         self._settings = SearchSettings(
             mode=str(proposals.mode),
+            engine=str(proposals.engine),
             min_sizes=tuple(proposals.min_sizes),
             max_ratio=proposals.max_ratio,
             max_iou=proposals.max_iou,
@@ -65,7 +68,9 @@ class ShardedSearch:
         step = proposals.shard_images
         self.shards = [range(start, min(start + step, len(index))) for start in range(0, len(index), step)]
         self.provenance: dict[str, Any] = {
+            "store": store_format.FORMAT,
             "mode": str(proposals.mode),
+            "engine": str(proposals.engine),
             "min_sizes": list(proposals.min_sizes),
             "max_ratio": proposals.max_ratio,
             "max_iou": proposals.max_iou,
@@ -95,7 +100,7 @@ class ShardedSearch:
             results = self._search(shard, observer)
             core_seconds = sum(result.seconds for result in results)
             report = self._finish(
-                path, rows, self._to_rows(rows, results), time.perf_counter() - start, core_seconds
+                path, rows, [self._to_rows(rows, results)], time.perf_counter() - start, core_seconds
             )
         failed = {reason: len(paths) for reason, paths in report["failed"].items()}
         _record(observer, shard, len(rows), len(rows), report["boxes"][RAW], failed)
@@ -117,13 +122,16 @@ class ShardedSearch:
         if done is not None:
             return done
         reports = self._finished_shards()
-        stores = [ProposalStore.open(self._shard_path(shard)) for shard in range(len(self.shards))]
         self.refuse_useless(reports)
-        [rows] = pa.Table.from_batches([store.rows for store in stores]).combine_chunks().to_batches()
         seconds, core_seconds = (
             sum(report[name] for report in reports) for name in ("seconds", "core_seconds")
         )
-        return self._finish(path, everything, rows, seconds, core_seconds)
+        return self._finish(path, everything, self._shard_rows(), seconds, core_seconds)
+
+    def _shard_rows(self) -> Iterator[pa.RecordBatch]:
+        """Rows of all shards in order; only one shard is mapped at a time."""
+        for shard in range(len(self.shards)):
+            yield from ProposalStore.open(self._shard_path(shard)).batches
 
     def refuse_useless(self, reports: Sequence[Report]) -> None:
         """Look at the reports of all shards.
@@ -155,7 +163,8 @@ class ShardedSearch:
         results: dict[int, SearchResult] = {}
         boxes, failed, recorded = 0, Counter[str](), time.monotonic()
         # Closed at once when a signal ends the loop; else the pool would search the rest before we may exit.
-        with closing(search_images(tasks, self._settings, processes=self._processes)) as finished:
+        searching = search_images(tasks, self._settings, processes=self._processes, timeout_s=self._timeout_s)
+        with closing(searching) as finished:
             for position, result in finished:
                 results[position] = result
                 boxes += len(result.raw)
@@ -177,10 +186,14 @@ class ShardedSearch:
         return store_format.make_rows(self._index.ids[part], self._index.sizes[part], statuses, lists)
 
     def _finish(
-        self, path: Path, rows: range, boxes: pa.RecordBatch, seconds: float, core_seconds: float
+        self, path: Path, rows: range, boxes: Iterable[pa.RecordBatch], seconds: float, core_seconds: float
     ) -> Report:
         """Write a store, then the report that makes it count as finished."""
-        store_format.write_store(path, boxes, self.provenance)
+        for each in (path, report_path(path)):
+            remove_leftovers(each)
+        # The version of the code is told and not compared: a new release keeps what an old one has made.
+        made_by = {"code_version": importlib.metadata.version("univip")}
+        store_format.write_store(path, boxes, self.provenance | made_by)
         store = ProposalStore.open(path)
         failed = store.failed()
         lost = {image_id for ids in failed.values() for image_id in ids}

@@ -326,10 +326,15 @@ def test_boxes_made_for_a_training_can_be_resumed(
     assert capsys.readouterr().out.splitlines()[-1] == boxes.name
 
 
-def test_an_epoch_without_a_sample_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["proposals", "show", "@last", "#0", "--epoch", "1"]) == 2
+@pytest.mark.parametrize("arguments", [["show", "#0"], ["stats"], ["stats", "@last", "--json"]])
+def test_boxes_that_are_not_there_yet_are_refused_with_the_next_command(
+    run_dir: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["proposals", *arguments]) == 2
 
-    assert "must come with `--sample`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must have boxes to show, but has none yet" in error
+    assert f"fix:   univip resume {run_dir.name}" in error
 
 
 @pytest.mark.parametrize("verb", ["digest", "export", "audit"])

@@ -15,6 +15,12 @@ from univip.types import Boxes
 Box = tuple[int, int, int, int]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Before any test of many examples: hypothesis takes a slow first call for a mistake."""
+    filter_boxes(as_boxes([]), min_size_px=1, max_ratio=3.0, max_iou=0.5)
+
+
 def iou(a: Box, b: Box) -> Fraction:
     """Intersection over union, counted pixel row by pixel column."""
     columns = set(range(a[0], a[0] + a[2])) & set(range(b[0], b[0] + b[2]))

@@ -165,7 +165,7 @@ def test_a_turned_photograph_gets_the_boxes_of_its_upright_copy(tmp_path: Path) 
     first, second = (store[image_id] for image_id in store.ids.tolist())
     assert len(first) > 5
     assert set(map(tuple, first.tolist())) == set(map(tuple, second.tolist()))
-    assert store.rows["width"].to_pylist() == [64, 64]
+    assert store.batches[0]["width"].to_pylist() == [64, 64]
 
 
 def test_a_finished_shard_is_not_searched_again(tmp_path: Path) -> None:
