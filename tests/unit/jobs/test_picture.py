@@ -13,7 +13,15 @@ import pytest
 from jobs import proposals
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.picture import write_picture, write_sample
-from univip.config import DataConfig, DataFormat, MethodName, ProposalsConfig, SearchEngine, SearchMode, ViewsConfig
+from univip.config import (
+    DataConfig,
+    DataFormat,
+    MethodName,
+    ProposalsConfig,
+    SearchEngine,
+    SearchMode,
+    ViewsConfig,
+)
 from univip.data.scan import scan
 from univip.errors import ConfigError
 from univip.observe import NullObserver
@@ -28,7 +36,9 @@ def train_dir(tmp_path: Path) -> Path:
         PIL.Image.fromarray(pixels.repeat(8, 0).repeat(8, 1)).save(tmp_path / "data" / f"{number}.png")
     config = Config(
         data=DataConfig(format=DataFormat.folder, root=str(tmp_path / "data")),
-        proposals=ProposalsConfig(mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[16], processes=1),
+        proposals=ProposalsConfig(
+            mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[16], processes=1
+        ),
         views=ViewsConfig(scene_size=32, instance_size=16, min_overlap=16),
     )
     fingerprint = scan(config.data).fingerprint

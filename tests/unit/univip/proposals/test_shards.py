@@ -29,9 +29,7 @@ from univip.proposals.shards import ShardedSearch
 from univip.types import Image
 
 # Shards are the same for both engines; processes with OpenCV's start sooner, and here they start often.
-CONFIG = ProposalsConfig(
-    mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[16, 24], processes=1
-)
+CONFIG = ProposalsConfig(mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[16, 24], processes=1)
 
 
 class Listener:
