@@ -9,24 +9,38 @@ from pathlib import Path
 
 import click
 
-# Benchmark -> entry point, by name: running one loads torch. Each takes the folder of photographs.
-_BENCHMARKS = {"step": "jobs.bench:step"}
+# Benchmark -> entry point, by name: running one loads torch.
+_BENCHMARKS = {"step": "jobs.bench:step", "proposals": "jobs.bench_proposals:proposals"}
 
 
 @click.command()
 @click.argument("name", metavar="NAME", type=click.Choice(list(_BENCHMARKS)))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def command(name: str, as_json: bool) -> None:
-    """Measure one part on one core, against a reference measured in turn with it: about half a minute.
+def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure one part on one core, against a reference measured in turn with it.
 
-    NAME is step: the whole training path, against the bare network on ready-made tensors.
+    NAME is step: the whole training path, against the bare network on ready-made tensors (half a minute); or
+    proposals: selective search, against OpenCV's (two minutes). Photographs are those that come with
+    scikit-image, for proposals also your own: `data=coco data.root=... data.split=... proposals.mode=...`.
     """
     from launcher import render
-    from launcher.demo_data import make_demo_data
+    from launcher.demo_data import copy_photographs, make_demo_data
 
+    measure = pkgutil.resolve_name(_BENCHMARKS[name])
     with tempfile.TemporaryDirectory(prefix="univip-bench-") as folder:
-        photographs = make_demo_data(Path(folder) / "photographs")
-        result = pkgutil.resolve_name(_BENCHMARKS[name])(photographs)
+        photographs = Path(folder) / "photographs"
+        if name == "step":
+            if overrides:
+                raise click.UsageError("`univip bench step` takes no options: its sizes are fixed.")
+            result = measure(make_demo_data(photographs))
+        else:
+            from jobs.compose import compose
+
+            if not any(each.startswith("data.root=") for each in overrides):
+                copy_photographs(photographs)
+                overrides = ("data=folder", f"data.root={photographs}", *overrides)
+            result = measure(compose(overrides))
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -14,7 +14,7 @@ Shapes: H, W the image, N boxes, R regions, xywh with x, y the top-left pixel.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -104,11 +104,10 @@ def pinned_order(boxes: Boxes, *, key: int) -> Boxes:
     return canonical[np.argsort(_uniform(len(boxes), key) * edge, kind="stable")]
 
 
-def _uniform(count: int, key: int) -> npt.NDArray[np.float64]:
+def _uniform(count: int, key: int) -> npt.NDArray[np.floating[Any]]:
     """Numbers in [0, 1) that the key fixes."""
     words = np.random.Philox(key=np.array([key, _PURPOSE], np.uint64)).random_raw(count)
-    uniform: npt.NDArray[np.float64] = (words >> np.uint64(11)) * 2.0**-53
-    return uniform
+    return (words >> np.uint64(11)) * 2.0**-53
 
 
 def _regions(bgr: npt.NDArray[np.uint8], mode: _Mode) -> tuple[Boxes, npt.NDArray[np.int32]]:

@@ -74,9 +74,9 @@ def _distances(planes: Floats, row: Scalar, is_down: bool, distances: Floats) ->
         these = planes[channel, row]
         others = planes[channel, row + 1] if is_down else planes[channel, row, 1:]
         for column in range(count):
-            difference = np.float64(these[column] - others[column])
-            # C++ squares and adds in double, and rounds the sum to float after every channel.
-            distances[column] = np.float32(np.float64(distances[column]) + difference * difference)
+            # In floats: a sum in doubles would split differences that are equal for OpenCV.
+            difference = these[column] - others[column]
+            distances[column] += difference * difference
     for column in range(count):
         distances[column] = np.sqrt(distances[column])
 

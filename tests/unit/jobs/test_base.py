@@ -16,7 +16,7 @@ from jobs import base
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
 from monitoring.journal import read
-from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
+from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.scan import scan
 from univip.errors import RollbackExhaustedError
 
@@ -41,7 +41,9 @@ def run_dir(tmp_path: Path) -> Path:
     for number in range(2):
         PIL.Image.effect_noise((80, 70), 60 + number).save(photographs / f"{number}.png")
     data = DataConfig(format=DataFormat.folder, root=str(photographs))
-    boxes = ProposalsConfig(mode=SearchMode.single, min_sizes=[8], shard_images=1, processes=1)
+    boxes = ProposalsConfig(
+        mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[8], shard_images=1, processes=1
+    )
     fingerprint = scan(data).fingerprint
     store(Config(data=data, proposals=boxes), RunHeader(run.name, RunKind.proposals, fingerprint, 2), run)
     return run

@@ -14,7 +14,15 @@ from jobs import proposals
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.picture import write_picture, write_sample
 from jobs.statistics import box_statistics
-from univip.config import DataConfig, DataFormat, MethodName, ProposalsConfig, SearchMode, ViewsConfig
+from univip.config import (
+    DataConfig,
+    DataFormat,
+    MethodName,
+    ProposalsConfig,
+    SearchEngine,
+    SearchMode,
+    ViewsConfig,
+)
 from univip.data.images import ImageIndex
 from univip.data.scan import scan
 from univip.errors import ConfigError, DataError
@@ -30,7 +38,9 @@ def train_dir(tmp_path: Path) -> Path:
         PIL.Image.fromarray(pixels.repeat(8, 0).repeat(8, 1)).save(tmp_path / "data" / f"{number}.png")
     config = Config(
         data=DataConfig(format=DataFormat.folder, root=str(tmp_path / "data")),
-        proposals=ProposalsConfig(mode=SearchMode.single, min_sizes=[16], processes=1),
+        proposals=ProposalsConfig(
+            mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[16], processes=1
+        ),
         views=ViewsConfig(scene_size=32, instance_size=16, min_overlap=16),
     )
     fingerprint = scan(config.data).fingerprint
