@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 # Benchmark -> entry point, by name: running one loads torch. Each takes the folder of photographs.
-_BENCHMARKS = {"step": "jobs.bench:step"}
+_BENCHMARKS = {"step": "jobs.bench:step", "filter": "jobs.bench_filter:filter_"}
 
 
 @click.command()
@@ -19,7 +19,8 @@ _BENCHMARKS = {"step": "jobs.bench:step"}
 def command(name: str, as_json: bool) -> None:
     """Measure one part on one core, against a reference measured in turn with it: about half a minute.
 
-    NAME is step: the whole training path, against the bare network on ready-made tensors.
+    NAME is step: the whole training path, against the bare network on ready-made tensors; or filter: both
+    filtered lists of boxes, against one box at a time in Python.
     """
     from launcher import render
     from launcher.demo_data import make_demo_data
