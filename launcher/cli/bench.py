@@ -9,8 +9,13 @@ from pathlib import Path
 
 import click
 
-# Benchmark -> entry point, by name: running one loads torch.
-_BENCHMARKS = {"step": "jobs.bench:step", "proposals": "jobs.bench_proposals:proposals"}
+# Benchmark -> entry point, by name: running one loads torch or OpenCV.
+_BENCHMARKS = {
+    "step": "jobs.bench:step",
+    "proposals": "jobs.bench_proposals:proposals",
+    "filter": "jobs.bench_filter:filter_",
+    "checkpoint": "jobs.bench_checkpoint:checkpoint",
+}
 
 
 @click.command()
@@ -20,9 +25,12 @@ _BENCHMARKS = {"step": "jobs.bench:step", "proposals": "jobs.bench_proposals:pro
 def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Measure one part on one core, against a reference measured in turn with it.
 
-    NAME is step: the whole training path, against the bare network on ready-made tensors (half a minute); or
-    proposals: selective search, against OpenCV's (two minutes). Photographs are those that come with
-    scikit-image, for proposals also your own: `data=coco data.root=... data.split=... proposals.mode=...`.
+    NAME is step: the whole training path, against the bare network on ready-made tensors; proposals:
+    selective search, against OpenCV's; filter: both filtered lists of boxes, against one box at a time in
+    Python; or checkpoint: time that saves block the training loop, against torch.save in the loop.
+
+    Photographs are those that come with scikit-image; for proposals also your own: `data=coco data.root=...
+    data.split=... proposals.mode=...`. Checkpoints are written below TMPDIR.
     """
     from launcher import render
     from launcher.demo_data import copy_photographs, make_demo_data
@@ -30,9 +38,11 @@ def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     measure = pkgutil.resolve_name(_BENCHMARKS[name])
     with tempfile.TemporaryDirectory(prefix="univip-bench-") as folder:
         photographs = Path(folder) / "photographs"
-        if name == "step":
-            if overrides:
-                raise click.UsageError("`univip bench step` takes no options: its sizes are fixed.")
+        if name != "proposals" and overrides:
+            raise click.UsageError(f"`univip bench {name}` takes no options: its sizes are fixed.")
+        if name == "checkpoint":
+            result = measure(Path(folder))
+        elif name != "proposals":
             result = measure(make_demo_data(photographs))
         else:
             from jobs.compose import compose
@@ -48,8 +58,8 @@ def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     render.fact_table(
         f"univip bench {name}",
         [
-            ("value", f"{result['value']:.1f} {unit}"),
-            ("reference", f"{result['reference']:.1f} {unit}, {result['reference_name']}"),
+            ("value", f"{result['value']:.4g} {unit}"),
+            ("reference", f"{result['reference']:.4g} {unit}, {result['reference_name']}"),
             ("ratio", f"{result['ratio']:.3f}, {result['better']} is better"),
             *((key.replace("_", " "), _text(detail)) for key, detail in result["details"].items()),
         ],

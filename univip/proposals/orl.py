@@ -100,7 +100,8 @@ def _find_rows(stream: JsonStream) -> int:
 
 
 def _see_the_end(stream: JsonStream) -> None:
-    """Further keys may follow the rows, but no second list of them."""
+    """The list of rows ends here; further keys may follow, but no second list of rows."""
+    stream.take("]")
     while stream.take(",", "}") == ",":
         if stream.value() == KEY:
             raise ValueError(f"they have `{KEY}` twice")
@@ -110,7 +111,7 @@ def _see_the_end(stream: JsonStream) -> None:
 
 
 def _scan(file: BinaryIO, start: int, row: int) -> Generator[Rows, None, int]:
-    """Yield the rows; return the offset behind their list."""
+    """Yield the rows; return the offset behind the last one."""
     text, is_first, size = b"", row == 0, _CHUNK_BYTES
     end: int
     while True:
@@ -144,8 +145,8 @@ def _scan_rows(text, is_first, boxes, counts):  # type: ignore[no-untyped-def]
     """Read whole rows from the start of `text`, which is behind a row, or at the first one.
 
     Returns:
-        What was found, the place of it in `text`, and the numbers of rows and boxes written. `_MORE` has the
-        end of the last whole row as its place, `_END` the end of the list.
+        What was found, its place in `text`, and the numbers of rows and boxes written. `_MORE` and `_END`
+        (the end of the list) have the place behind the last whole row.
     """
     num_rows = num_boxes = end = 0
     while True:
@@ -153,7 +154,7 @@ def _scan_rows(text, is_first, boxes, counts):  # type: ignore[no-untyped-def]
         if place == len(text):
             return _MORE, end, num_rows, num_boxes
         if text[place] == 93:  # ]
-            return _END, place + 1, num_rows, num_boxes
+            return _END, end, num_rows, num_boxes
         if not is_first:
             if text[place] != 44:  # ,
                 return _NO_ROW, place, num_rows, num_boxes

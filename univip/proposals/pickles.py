@@ -57,8 +57,9 @@ def read_pickle(file: BinaryIO) -> list[Boxes] | dict[str, Boxes]:
             fix="import the JSON file it was made from, which takes little memory",
         ) from error
     except Exception as error:  # damaged bytes raise nearly anything, and nothing was changed
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
-            f"proposals must be a pickle of boxes, but are not: {error}.", where=file.name, fix=_FIX
+            f"proposals must be a pickle of boxes, but are not: {reason}.", where=file.name, fix=_FIX
         ) from error
 
 
