@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.config import Config, data_dir, load_header
+from jobs.config import Config, data_dir, load_header, num_images
 from jobs.identity import config_hash
 from jobs.proposals import INDEX_NAME
 from monitoring import journal
@@ -65,7 +65,8 @@ def train_rank(
     header = load_header(run_dir)
     # Before anything is loaded: a world that does not fit is refused at once.
     shares = micro_batches(config.train.global_batch, group.size, config.train.max_images_per_rank)
-    plan = make_plan(config, header.num_images, len(shares[0]))
+    images = num_images(run_dir, header)
+    plan = make_plan(config, images, len(shares[0]))
     method = fresh_method(config, group.device)
     optimizer = make_optimizer(config.optim, method.online)
     check_groups(optimizer, method)
@@ -77,7 +78,7 @@ def train_rank(
             method=str(config.method.name),
             config_hash=header.id.rpartition("-")[2],
             target_steps=plan.target,
-            num_images=header.num_images,
+            num_images=images,
             global_batch=config.train.global_batch,
         )
     trainer = Trainer(

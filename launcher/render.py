@@ -164,7 +164,7 @@ def progress_line(summary: Summary) -> str:
     if summary.done is not None and summary.target and summary.state.stage != "evaluate":
         parts.append(f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target} {unit}")
     if summary.shards_done is not None:
-        parts.append(f"{summary.shards_done} shards done")
+        parts.append(f"{summary.shards_done}/{summary.num_shards} shards")
     if summary.rate is not None:
         parts.append(f"{summary.rate:.1f} images/s")
     if summary.loss is not None:

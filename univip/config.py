@@ -121,7 +121,7 @@ class ProposalsConfig:
     max_ratio: float = 3.0
     max_iou: float = 0.5
     shard_minutes: float = site(10.0)  # about how long a shard takes
-    shard_images: int = site(5000)  # of one shard at most: their boxes are held in memory
+    shard_images: int = site(5000)  # of one shard at most, about: their boxes are held in memory
     processes: int = site(0)  # searching processes per shard; 0 = one per core
     image_timeout_s: float = site(600.0)  # after which an image is given up; large ones have longer
 

@@ -15,8 +15,8 @@ FOLDER = "shards"
 
 # Core seconds per million pixels, by engine and mode.
 SECONDS_PER_MEGAPIXEL = {
-    "opencv": {"single": 1.0, "fast": 10.0, "quality": 80.0},
-    "fast": {"single": 0.2, "fast": 1.3, "quality": 10.0},
+    "opencv": {"single": 1.3, "fast": 9.0, "quality": 40.0},
+    "fast": {"single": 0.3, "fast": 1.2, "quality": 5.0},
 }
 
 # An image is given up only after this many times what it should cost: machines are slow, busy, or swap.
