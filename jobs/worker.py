@@ -111,6 +111,7 @@ def _train(run_dir: Path, attempt: Attempt, round_number: int, rank: int, journa
             stop_requested=_stop_poll(attempt.directory(run_dir) / STOP_FILE),
             still_owner=lambda: _is_newest(run_dir, attempt, round_number),
             totals=train.totals_so_far(run_dir) if rank == 0 else Totals(),
+            place={"attempt": attempt.number, "round": round_number},
         )
     finally:
         if size > 1 and sys.exc_info()[0] is None:

@@ -29,6 +29,7 @@ _VERBS = {
     "cancel": "Save the state and stop a run.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
     "digest": "SHA-256 over the last checkpoint's tensors.",
+    "replay": "Compute a bad step again and name what went wrong in it.",
     "proposals": "Look at boxes, and at samples made with them.",
     "bench": "How fast this version is on one core.",
 }

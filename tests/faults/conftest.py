@@ -128,7 +128,7 @@ class Job:
             code = self.process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             pytest.fail(f"the job did not end: {self.stderr}\n{self._logs()}")
-        self.until(lambda: not self.processes(), "the last process to end", timeout_s=5)
+        self.until(lambda: not self.processes(), "the last process to end", timeout_s=20)
         return code
 
     def kill(self) -> None:
