@@ -17,14 +17,16 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from univip.atomic import write_text
 from univip.checkpoint import layout
-from univip.checkpoint.manager import CheckpointManager
 from univip.errors import CheckpointError, ConfigError
 from univip.observe import Observer
 from univip.resilience.guard import Judgement
+
+if TYPE_CHECKING:  # `univip show` lists capsules, and never loads torch
+    from univip.checkpoint.manager import CheckpointManager
 
 FOLDER = "anomalies"
 FILE_NAME = "capsule.json"
