@@ -132,6 +132,7 @@ def _train(
             still_owner=lambda: _is_newest(run_dir, attempt, round_number),
             totals=train.totals_so_far(run_dir) if rank == 0 else Totals(),
             on_hang=on_hang,
+            place={"attempt": attempt.number, "round": round_number},
         )
     finally:
         if size > 1 and sys.exc_info()[0] is None:

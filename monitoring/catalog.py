@@ -117,6 +117,11 @@ KINDS = (
     Kind("sample_log", "The sample log could not be written; its lines wait for the next checkpoint.", {
         "what": "The error.",
     }),
+    Kind("capsule", "What is needed to compute a bad step again was to be kept.", {
+        "capsule": "Its name, for `univip replay`.",
+        "outcome": "success, failure or over_budget.",
+        "what": "Why not, in words.",
+    }),
     Kind("restart", "A new round follows one that failed.", {
         "cause": "One of RESTART_CAUSES.",
         "message": "In words.",
@@ -303,6 +308,9 @@ METRICS = (
            "Steps applied although a value was far above the usual.", {"where": SPIKE_PLACES}),
     Metric("univip_fault_collapses_total", "stretches", ("collapse",), "count", "",
            "Stretches of steps with all embeddings near one point."),
+    Metric("univip_fault_capsules_total", "capsules", ("capsule",), "count", "",
+           "Bad steps kept for `univip replay`, or not.",
+           {"outcome": ("success", "failure", "over_budget")}),
     Metric("univip_fault_skipped_steps_total", "steps", ("skip",), "count", "",
            "Data steps that changed nothing.", {"reason": ("nonfinite",)}),
     Metric("univip_fault_rollbacks_total", "rollbacks", ("rollback",), "count", "",

@@ -31,6 +31,7 @@ _VERBS = {
     "audit": "Was every sample seen exactly once in each epoch?",
     "export": "The backbone's weights, for torchvision, timm or detectron2.",
     "digest": "SHA-256 over the last checkpoint's tensors.",
+    "replay": "Compute a bad step again and name what went wrong in it.",
     "proposals": "Look at boxes, and at samples made with them.",
     "bench": "How fast this version is on one core.",
     "completion": "Complete verbs, runs and keys in the shell.",
