@@ -1,0 +1,263 @@
+"""What the journal of one run tells, kept in memory and extended by what was appended since.
+
+Journals are input from outside: a field of the wrong type has no value, and nothing here raises for what a
+line holds. A run that goes back draws some data steps twice; the records that a later one supersedes are kept
+apart, so that a curve over data steps is the line that led to the present state and what was turned away
+from is still there to be seen.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from array import array
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monitoring.catalog import PHASES, TERMS
+from monitoring.journal import JournalReader, Record
+from monitoring.web.buckets import Bools, Column, Floats, Rows
+
+MAX_EVENTS = 2_000  # newest ones; counts go on
+MAX_CHECKPOINTS = 500
+MAX_STATISTICS = 16
+_ENVELOPE = ("time", "data_step", "place")
+_PLAIN = (
+    *("loss", "loss_min", "loss_max", "lr", "momentum", "gradient_norm", "gradient_norm_min"),
+    *("gradient_norm_max", "images", "steps", "seconds", "checkpoint_time", "target"),
+)
+_GROUPS: dict[str, tuple[str, ...]] = {"terms": TERMS, "phases": PHASES, "statistics": ()}
+_ROUNDS = 1_000  # more rounds than any attempt has
+
+# Kinds that are told one by one. Other ranks repeat what rank 0 says.
+EVENTS = ("skip", "rollback", "restart", "restore", "corruption", "image_failed", "dropped", "round")
+_OF_EVERY_RANK = ("image_failed", "dropped")
+
+
+class History:
+    """One run.
+
+    Attributes:
+        events: Newest records of the kinds in EVENTS and of checkpoints that failed, by time.
+        counts: Records of each kind so far, as `/metrics` counts them.
+        checkpoints: Newest records of durable checkpoints.
+        evaluations: Records of evaluations, by time.
+        run: Newest value of each field of the `run` records.
+        shards: Newest facts of each shard of boxes.
+        samples: What became of the samples so far.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.id = uuid.uuid4().hex[:8]
+        self.events: deque[Record] = deque(maxlen=MAX_EVENTS)
+        self.counts: Counter[str] = Counter()
+        self.checkpoints: deque[Record] = deque(maxlen=MAX_CHECKPOINTS)
+        self.evaluations: list[Record] = []
+        self.run: Record = {}
+        self.shards: dict[int, dict[str, Any]] = {}
+        self.samples: dict[str, float] = {}
+        self._reader = JournalReader(run_dir)
+        self._columns: dict[str, array[float]] = {name: array("d") for name in (*_ENVELOPE, *_PLAIN)}
+        self._bad: dict[str, dict[int, str]] = {}
+        self._generations: dict[str, int] = {"step": 0, "time": 0}
+        self._rows: dict[str, Rows] = {}
+        self._ready: dict[str, Floats] | None = None
+
+    @property
+    def damaged(self) -> int:
+        """Lines that are no records."""
+        return self._reader.damaged
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of what could not be read at the last update."""
+        return self._reader.unreadable
+
+    def update(self) -> None:
+        """Read what was appended."""
+        is_changed = False
+        for record in self._reader.poll():
+            self._add(record)
+            is_changed = True
+        if is_changed:
+            self._ready = None
+            # Files are read one after the other.
+            self.events = deque(sorted(self.events, key=_time), maxlen=MAX_EVENTS)
+            self.evaluations.sort(key=_time)
+
+    def column(self, key: str) -> Column:
+        """A curve by its key; empty where the run has none."""
+        table = self._table()
+        if key.startswith("phases."):
+            amounts = _growth(table, key)
+            return Column(amounts, amounts, amounts, {}, is_amount=True)
+        if key == "images_per_s":
+            seconds = np.diff(table["time"], prepend=np.nan)
+            is_within = (np.diff(table["place"], prepend=np.nan) == 0) & (seconds > 0)
+            rate = np.divide(
+                np.diff(table["images"], prepend=np.nan),
+                seconds,
+                out=np.full(len(seconds), np.nan),
+                where=is_within,
+            )
+            rate[rate < 0] = np.nan
+            return Column(rate, rate, rate, {})
+        if key == "checkpoint_age_s":
+            age = np.where(table["checkpoint_time"] > 0, table["time"] - table["checkpoint_time"], np.nan)
+            return Column(age, age, age, {})
+        values = table.get(key, np.full(len(table["time"]), np.nan))
+        lows, highs = table.get(f"{key}_min", values), table.get(f"{key}_max", values)
+        bad: dict[int, str] = {}
+        for name in (f"{key}_max", f"{key}_min", key):
+            bad |= self._bad.get(name, {})
+        return Column(values, np.fmin(lows, values), np.fmax(highs, values), bad)
+
+    def keys(self) -> list[str]:
+        """Every curve this run has."""
+        hidden = {*_ENVELOPE, "loss_min", "loss_max", "gradient_norm_min", "gradient_norm_max", "target"}
+        hidden |= {"images", "steps", "seconds", "checkpoint_time"}
+        found = [name for name, values in self._columns.items() if name not in hidden and len(values)]
+        return [*found, "images_per_s", "checkpoint_age_s"] if len(self) else []
+
+    def __len__(self) -> int:
+        return len(self._columns["time"])
+
+    def x(self, axis: str) -> Floats:
+        """Abscissa of every record: data step, or Unix time in seconds."""
+        return self._table()["data_step" if axis == "step" else "time"]
+
+    def rows(self, axis: str) -> tuple[Rows, int]:
+        """Records of a curve in drawing order, and a number that changes unless some were only appended."""
+        if axis == "step":
+            rows = np.flatnonzero(~self.is_superseded())
+        else:
+            rows = np.argsort(self._table()["time"], kind="stable")
+        before = self._rows.get(axis, rows[:0])
+        if not np.array_equal(rows[: len(before)], before):
+            self._generations[axis] += 1
+        self._rows[axis] = rows
+        return rows, self._generations[axis]
+
+    def is_superseded(self) -> Bools:
+        """[N] Whether the run went back behind a record later; those are not part of its present state."""
+        steps = self._table()["data_step"]
+        if not len(steps):
+            return np.empty(0, dtype=np.bool_)
+        least_after = np.minimum.accumulate(steps[::-1])[::-1]
+        return np.append(least_after[1:] <= steps[:-1], False)
+
+    def seconds(self) -> Floats:
+        """[N] Wall time in the step loop since the record before."""
+        return _growth(self._table(), "seconds")
+
+    def _table(self) -> dict[str, Floats]:
+        """Every column in order of attempt, round and writing."""
+        if self._ready is None:
+            table = {name: np.array(values, dtype=np.float64) for name, values in self._columns.items()}
+            place = table["place"]
+            if np.any(np.diff(place) < 0):
+                self._reorder(np.argsort(place, kind="stable"))
+                return self._table()
+            self._ready = table
+        return self._ready
+
+    def _reorder(self, order: Rows) -> None:
+        """An older file grew after a newer one was read."""
+        new_row = {int(old): new for new, old in enumerate(order)}
+        for name, values in self._columns.items():
+            self._columns[name] = array("d", np.array(values, dtype=np.float64)[order].tolist())
+        for name, bad in self._bad.items():
+            self._bad[name] = {new_row[row]: what for row, what in bad.items()}
+        self._rows.clear()
+        for axis in self._generations:
+            self._generations[axis] += 1
+
+    def _add(self, record: Record) -> None:
+        kind = record["kind"]
+        if kind not in _OF_EVERY_RANK and record.get("rank") not in (0, None):
+            return
+        if kind == "step":
+            self._add_step(record)
+            return
+        if kind == "checkpoint":
+            is_failed = record.get("outcome") != "success"
+            kind = "checkpoint_failed" if is_failed else kind
+            (self.events if is_failed else self.checkpoints).append({**record, "kind": kind})
+        elif kind in EVENTS:
+            self.events.append(record)
+        elif kind == "evaluate":
+            self.evaluations.append(record)
+        elif kind == "run":
+            if record["time"] >= self.run.get("time", -math.inf):
+                self.run.update({name: value for name, value in record.items() if value is not None})
+        elif kind in ("shard", "proposals"):
+            self._add_shard(record)
+        self.counts[kind] += 1
+
+    def _add_step(self, record: Record) -> None:
+        data_step = number(record.get("data_step"))
+        if data_step is None or not math.isfinite(data_step):
+            return
+        self.counts["step"] += 1
+        row = len(self)
+        attempt, round_ = number(record.get("attempt")) or 0.0, number(record.get("round")) or 0.0
+        found: dict[str, Any] = {name: record.get(name) for name in _PLAIN}
+        found |= {"time": record["time"], "data_step": data_step, "place": attempt * _ROUNDS + round_}
+        for group, known in _GROUPS.items():
+            members = record.get(group)
+            if isinstance(members, dict):
+                names = known or list(members)[:MAX_STATISTICS]
+                found |= {f"{group}.{name}": members[name] for name in names if name in members}
+        for name, value in found.items():
+            if name not in self._columns:
+                if len(self._columns) > len(_PLAIN) + 4 * MAX_STATISTICS:
+                    continue
+                self._columns[name] = array("d", [math.nan]) * row if row else array("d")
+            as_number = number(value)
+            if as_number is not None and not math.isfinite(as_number):
+                what = "NaN" if math.isnan(as_number) else "Infinity" if as_number > 0 else "-Infinity"
+                self._bad.setdefault(name, {})[row] = what
+                as_number = None
+            self._columns[name].append(math.nan if as_number is None else as_number)
+        for name in self._columns.keys() - found.keys():
+            self._columns[name].append(math.nan)
+        if isinstance(counts := record.get("counts"), dict):
+            self.samples = {
+                str(name): value for name, item in counts.items() if (value := number(item)) is not None
+            }
+
+    def _add_shard(self, record: Record) -> None:
+        index = record.get("shard")
+        if type(index) is not int:
+            return
+        shard = self.shards.setdefault(index, {"shard": index, "state": "running"})
+        if record["kind"] == "shard":
+            shard["state"] = str(record.get("state"))
+        else:
+            shard |= {name: number(record.get(name)) for name in ("images_done", "images", "boxes")}
+            if isinstance(failed := record.get("failed"), dict):
+                shard["failed"] = sum(number(count) or 0 for count in failed.values())
+        shard["time"] = record["time"]
+
+
+def number(value: Any) -> float | None:
+    """A number of a journal field, None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _time(record: Record) -> float:
+    return float(record["time"])
+
+
+def _growth(table: dict[str, Floats], key: str) -> Floats:
+    """Growth of a counter since the record before; never negative, and nothing where it is not recorded."""
+    values = table.get(key, np.full(len(table["time"]), np.nan))
+    return np.maximum(np.diff(values, prepend=0.0), 0.0) if len(values) else values
