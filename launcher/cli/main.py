@@ -27,6 +27,7 @@ _VERBS = {
     "show": "Everything about one run.",
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
+    "dash": "Runs, curves and faults in a browser.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
     "export": "The backbone's weights, for torchvision, timm or detectron2.",
     "digest": "SHA-256 over the last checkpoint's tensors.",

@@ -1,4 +1,4 @@
-"""The page and what it shows, as answers to a path and a query: no sockets here, so that all of it is tested.
+"""The page and what it shows: handlers for `monitoring/server.py`.
 
     /  /static/...                     the page
     /api/runs                          every run at a glance
@@ -19,23 +19,27 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
 
 import numpy as np
 
 from monitoring.journal import FOLDER
+from monitoring.server import Handler, Request, Response
 from monitoring.web import buckets, facts
 from monitoring.web.history import History
 from monitoring.web.spark import Sparks
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_JSON = "application/json"
+# Nothing but our own files: whatever a run is called, it cannot become script.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
 _FILES = ("config.yaml", FOLDER)  # either makes a folder a run
 _MAX_HISTORIES = 32  # a few MB each
 _MAX_POINTS = 2_000
@@ -44,15 +48,6 @@ _LOOK_AGAIN_S = 2.0
 _SHARDS = 5_000
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One HTTP answer."""
-
-    status: int
-    content_type: str
-    body: bytes
 
 
 class _NotFoundError(Exception):
@@ -97,32 +92,27 @@ class Page:
         self._looks: dict[Path, tuple[float, tuple[int, ...], dict[str, Any]]] = {}
         self._sparks = Sparks()
 
-    def answer(self, path: str, query: str) -> Answer | None:
-        """The answer to a GET, None where the path is not ours.
+    def routes(self) -> dict[str, Handler]:
+        """What the page needs, for the table of a server."""
+        return {"/": self.answer, "/api/": self.answer, "/static/": self.answer}
 
-        Args:
-            path: As it stands in the request, percent-encoded.
-            query: What follows the question mark.
-        """
-        parts = [unquote(part, errors="replace") for part in path.split("/")[1:]]
+    def answer(self, request: Request) -> Response:
+        """The answer to any path; never raises for what is asked or found."""
+        parts = request.path.split("/")[1:]
         try:
             if parts[:2] == ["api", "runs"]:
-                return _json(200, self._api(parts[2:], _parameters(query)))
-            if parts in ([""], ["index.html"]):
-                return _static("index.html")
-            if parts[0] == "static":
-                return _static(*parts[1:])
+                return _json(200, self._api(parts[2:], request.query))
+            return _static(parts)
         except _NotFoundError as error:
             return _json(404, {"error": str(error)})
         except _BadQueryError as error:
             return _json(400, {"error": str(error)})
-        return None
 
-    def _api(self, parts: list[str], query: dict[str, str]) -> Any:
+    def _api(self, parts: list[str], query: Mapping[str, str]) -> Any:
         if parts in ([], [""]):
             return {"now": time.time(), "runs": self.runs()}
         run_dir = self.find(parts[0])
-        views: dict[str, Callable[[Path, dict[str, str]], Any]] = {
+        views: dict[str, Callable[[Path, Mapping[str, str]], Any]] = {
             "": self._run,
             "series": self._series,
             "log": self._log,
@@ -195,7 +185,7 @@ class Page:
             self._looks[run_dir] = (now, signature, row)
         return row
 
-    def _run(self, run_dir: Path, query: dict[str, str]) -> Any:
+    def _run(self, run_dir: Path, query: Mapping[str, str]) -> Any:
         with self.history(run_dir) as history:
             return facts.clean(self._described(run_dir, history))
 
@@ -235,7 +225,7 @@ class Page:
             "unreadable": history.unreadable,
         }
 
-    def _series(self, run_dir: Path, query: dict[str, str]) -> Any:
+    def _series(self, run_dir: Path, query: Mapping[str, str]) -> Any:
         axis = query.get("x", "step")
         if axis not in ("step", "time"):
             raise _BadQueryError("`x` must be step or time.")
@@ -247,7 +237,7 @@ class Page:
             keys = [key for key in asked.split(",") if key in known] if asked else known[:_MAX_KEYS]
             return _curves(history, keys, axis, points, (first, last), query.get("since", ""))
 
-    def _log(self, run_dir: Path, query: dict[str, str]) -> Any:
+    def _log(self, run_dir: Path, query: Mapping[str, str]) -> Any:
         files = facts.log_files(run_dir)
         name = query.get("file") or (files[0] if files else "")
         if name and name not in files:
@@ -258,7 +248,7 @@ class Page:
             raise _NotFoundError("this log cannot be read") from None
         return {"files": facts.clean(files), "file": facts.clean(name), "lines": lines}
 
-    def _config(self, run_dir: Path, query: dict[str, str]) -> Any:
+    def _config(self, run_dir: Path, query: Mapping[str, str]) -> Any:
         try:
             changed = self._changed(run_dir)
         except Exception as error:  # noqa: BLE001 - of another version, or damaged; the text is shown all the same
@@ -324,15 +314,8 @@ def _resume(cursor: str, history: str, generation: int, size: int, num_rows: int
     return begin if begin < num_rows else 0
 
 
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        return {name: values[-1] for name, values in parse_qs(query, max_num_fields=32).items()}
-    except ValueError:
-        raise _BadQueryError("there are too many parameters.") from None
-
-
 def _number(
-    query: dict[str, str], name: str, default: float, least: float = -math.inf, most: float = math.inf
+    query: Mapping[str, str], name: str, default: float, least: float = -math.inf, most: float = math.inf
 ) -> float:
     try:
         value = float(query.get(name, default))
@@ -355,13 +338,15 @@ def _changed_ns(path: Path) -> int:
         return 0
 
 
-def _static(*parts: str) -> Answer:
+def _static(parts: list[str]) -> Response:
     """A file of the page; only those that lie in its folder have a name here."""
+    names = ["index.html"] if parts == [""] else parts[1:]
     for path in STATIC.iterdir():
-        if [path.name] == list(parts) and path.suffix in _TYPES:
-            return Answer(200, f"{_TYPES[path.suffix]}; charset=utf-8", path.read_bytes())
+        if [path.name] == names and path.suffix in _TYPES:
+            return Response(path.read_bytes(), f"{_TYPES[path.suffix]}; charset=utf-8", headers=_HEADERS)
     raise _NotFoundError("no such file")
 
 
-def _json(status: int, document: Any) -> Answer:
-    return Answer(status, _JSON, json.dumps(document, allow_nan=False, separators=(",", ":")).encode())
+def _json(status: int, document: Any) -> Response:
+    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    return Response(text.encode(), "application/json", status)
