@@ -1,10 +1,10 @@
 """Serves the page in this process, or in one that is left behind with a file that tells of it.
 
-    RUNS/.dash/            0700
-      dash.json prometheus.json    process id, its start time, host and address
-      dash.log prometheus.log
-      token                        of a server that other machines reach
-      prometheus.yml data/         of Prometheus
+RUNS/.dash/            0700
+  dash.json prometheus.json    process id, its start time, host and address
+  dash.log prometheus.log
+  token                        of a server that other machines reach
+  prometheus.yml data/         of Prometheus
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ _STOP_TIMEOUT_S = 15.0
 _POLL_S = 0.1
 
 
-def serve(
-    runs: Path, host: str, port: int, token_file: Path | None, *, ready: Callable[..., None]
-) -> None:
+def serve(runs: Path, host: str, port: int, token_file: Path | None, *, ready: Callable[..., None]) -> None:
     """Serve until interrupted.
 
     Args:
@@ -96,7 +94,11 @@ def up(runs: Path, host: str, port: int, token_file: Path | None) -> list[str]:
     process = _leave_behind(command, log)
     lines = _first_words(process, log)
     _remember(folder / "dash.json", process.pid, lines[0].split()[1])
-    return [*lines, *_start_prometheus(folder, lines[0].split()[1], token_file), "stop       univip dash --down"]
+    return [
+        *lines,
+        *_start_prometheus(folder, lines[0].split()[1], token_file),
+        "stop       univip dash --down",
+    ]
 
 
 def down(runs: Path) -> list[str]:
@@ -190,7 +192,7 @@ def _first_words(process: subprocess.Popen[bytes], log: Path) -> list[str]:
     process.terminate()
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     raise UnivipError(
-        f"the page must start, but does not: {said[0].removeprefix('univip: ') if said else 'it says nothing'}",
+        f"the page must start, but says: {said[0].removeprefix('univip: ') if said else 'nothing'}",
         where=str(log),
         fix="univip dash  # without --up, to see why; or another --port",
     )

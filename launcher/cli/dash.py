@@ -15,7 +15,9 @@ import click
     type=click.Path(path_type=Path, dir_okay=False),
     help="Ask for the token in this file; written if absent. For other machines: RUNS/.dash/token.",
 )
-@click.option("--up", "action", flag_value="up", help="Leave it running, with Prometheus if that is installed.")
+@click.option(
+    "--up", "action", flag_value="up", help="Leave it running, with Prometheus if that is installed."
+)
 @click.option("--down", "action", flag_value="down", help="Stop what --up started.")
 def command(port: int, host: str, token_file: Path | None, action: str | None) -> None:
     """Serve the page of all runs, and /metrics, until Ctrl-C.

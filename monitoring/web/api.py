@@ -284,7 +284,7 @@ def _curves(
         gone = np.flatnonzero(history.is_superseded())
         gone = gone[np.argsort(history.x(axis)[gone], kind="stable")]
         start, stop = _within(history.x(axis)[gone], window)
-        firsts = buckets.edges(start, stop, buckets.bucket_size(stop - start, points))
+        firsts = buckets.edges(start, stop, size)
         found["abandoned"] = _drawn(history, keys, gone, firsts, stop, axis)
     return found
 

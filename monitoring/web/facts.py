@@ -21,7 +21,7 @@ FAULTS = {
     "skip": "batch skipped: {reason} value in {where}",
     "rollback": "rolled back to data step {target}: {reason} value in {where}",
     "restart": "new round of workers: {cause}",
-    "interruption": "attempt {attempt} ended: {cause}",
+    "interruption": "attempt {attempt} ({stage}) ended: {cause}",
     "checkpoint_failed": "checkpoint not written: {what}",
     "corruption": "damaged checkpoint {checkpoint} put aside",
     "image_failed": "photograph cannot be used: {reason}",
@@ -108,7 +108,11 @@ def faults(history: History, tries: list[dict[str, Any]]) -> list[dict[str, Any]
             "steps_lost": 1 if kind == "skip" else None,
             "seconds_lost": None,
         }
-        if kind in ("rollback", "restart", "interruption") and len(times):
+        if (
+            kind in ("rollback", "restart", "interruption")
+            and record.get("stage", TRAIN) == TRAIN
+            and len(times)
+        ):
             fault |= _cost(record, times, steps, restores)
         found.append(fault)
     return found
@@ -202,10 +206,11 @@ def log_tail(run_dir: Path, name: str) -> list[str]:
 
 
 def _interruptions(tries: list[dict[str, Any]]) -> list[Record]:
-    """Attempts of training that another one had to go on from, or that nobody went on from."""
+    """Attempts that did not do their work; of training, also one that was lost and followed by another."""
     found = []
-    training = [each for each in tries if each["stage"] == TRAIN]
-    for each, after in _pairs(training):
+    trained = [each for each in tries if each["stage"] == TRAIN]
+    others = [each for each in tries if each["stage"] != TRAIN and each["ended"] is not None]
+    for each, after in [*_pairs(trained), *((each, None) for each in others)]:
         is_good = each["exit_code"] == 0 or (each["ended"] is None and after is None)
         if is_good or each["cause"] == "busy":
             continue
@@ -215,6 +220,7 @@ def _interruptions(tries: list[dict[str, Any]]) -> list[Record]:
                 "kind": "interruption",
                 "time": ended if ended is not None else after["started"] if after else each["started"],
                 "attempt": each["number"],
+                "stage": each["stage"],
                 "cause": each["cause"] or "without a word",
             }
         )

@@ -1,7 +1,7 @@
 // Which part of the page is shown, and when it asks for news.
 
 import { comparePage } from "./compare.js";
-import { el, runHref } from "./dom.js";
+import { el } from "./dom.js";
 import { runPage } from "./run.js";
 import { runsPage } from "./runs.js";
 
@@ -29,7 +29,7 @@ function open() {
     crumbs.replaceChildren("/ ", el("a", { href: location.hash, "aria-current": "page" }, decoded(names)));
   } else if (place === "compare" && chosen.length) {
     page = comparePage(main, chosen.slice(0, MAX_COMPARED));
-    crumbs.replaceChildren("/ compare ", chosen.slice(0, MAX_COMPARED).flatMap((name) => [el("a", { href: runHref(name) }, name), " "]).slice(0, 2), chosen.length > 1 ? `and ${chosen.length - 1} more` : "");
+    crumbs.replaceChildren("/ compare");
   } else {
     page = runsPage(main);
     crumbs.replaceChildren();

@@ -5,6 +5,7 @@ import { duration, el, figure, integer, percent, svg, when } from "./dom.js";
 import { ON_CURVES, markOf } from "./marks.js";
 
 const HEIGHT = 190;
+const TALL = 360;
 const print = matchMedia("print");
 
 /** Colours of the moment; paper is always light. */
@@ -78,7 +79,7 @@ export class Chart {
       series.push(edge, { ...edge }, line);
       if (curve.high !== curve.mean) bands.push({ series: [first, first + 1], fill: translucent(colour) });
     });
-    const size = { width: Math.max(200, this.box.clientWidth), height: HEIGHT };
+    const size = { width: Math.max(200, this.box.clientWidth), height: this.#height() };
     const font = `11px ${getComputedStyle(document.body).fontFamily}`;
     const axes = { stroke: this.colours.text, font, grid: { stroke: this.colours.grid, width: 1 }, ticks: { stroke: this.colours.grid, width: 1, size: 4 } };
     const format = this.what.format ?? ((value) => figure(value, 4));
@@ -95,7 +96,7 @@ export class Chart {
       },
       axes: [
         { ...axes, size: 28, space: 70, values: (plot, splits) => this.#ticks(splits, axis) },
-        { ...axes, size: 52, space: 28, values: (plot, splits) => splits.map((value) => (value === null ? "" : format(value))), filter: this.what.isLog ? decades : undefined },
+        { ...axes, size: 52, space: 28, values: (plot, splits) => splits.map((value) => (value === null ? "" : (this.what.tick ?? format)(value))), filter: this.what.isLog ? decades : undefined },
       ],
       hooks: {
         draw: [(plot) => this.#marks(plot)],
@@ -115,9 +116,13 @@ export class Chart {
     return least === most ? [least - 1, most + 1] : [least, most];
   }
 
+  #height() {
+    return this.what.isTall ? TALL : HEIGHT;
+  }
+
   #resize() {
     const width = Math.max(200, this.box.clientWidth);
-    if (this.plot && Math.abs(this.plot.width - width) > 1) this.plot.setSize({ width, height: HEIGHT });
+    if (this.plot && Math.abs(this.plot.width - width) > 1) this.plot.setSize({ width, height: this.#height() });
   }
 
   #select(plot) {
@@ -176,6 +181,7 @@ export class Chart {
       ctx.restore();
     }
     ctx.fillStyle = ctx.strokeStyle = this.colours.bad;
+    ctx.setLineDash([]);
     ctx.lineWidth = 2 * ratio;
     ctx.font = `${11 * ratio}px sans-serif`;
     ctx.textBaseline = "bottom";
@@ -225,7 +231,7 @@ export class Chart {
       return el(
         "li",
         {},
-        swatch(curve.drawn, dash, this.what.isShare),
+        this.curves.length > 1 ? swatch(curve.drawn, dash, this.what.isShare) : null,
         curve.label ? `${curve.label} ` : "",
         el("b", { class: "figure" }, bad ?? (at === null || at < 0 || curve.mean[at] === null ? "–" : format(curve.mean[at]))),
       );
@@ -306,9 +312,14 @@ function logRange(plot, low, high) {
   return low > 0 && high > 0 ? [low / 1.3, high * 1.3] : [0.1, 10];
 }
 
+/** Of the many ticks of a logarithmic axis, as few as tell the values: 1, or 1 2 5, of each decade. */
 function decades(plot, splits) {
-  const isWide = splits.at(-1) / splits[0] > 30;
-  return splits.map((value) => (!isWide || Math.abs(Math.log10(value) % 1) < 1e-9 ? value : null));
+  const [least, most] = [plot.scales.y.min, plot.scales.y.max];
+  const leading = Math.log10(most / least) > 2.2 ? [1] : Math.log10(most / least) > 0.9 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
+  return splits.map((value) => {
+    const digit = value / 10 ** Math.floor(Math.log10(value) + 1e-9);
+    return leading.some((known) => Math.abs(digit - known) < 1e-6) ? value : null;
+  });
 }
 
 function translucent(colour) {

@@ -57,7 +57,7 @@ export function comparePage(main, names) {
     if (shownKey !== wanted) {
       chart?.close();
       const series = runs.map((run, index) => ({ key: `run${index}`, label: run.run, isSparse: true }));
-      chart = new Chart({ title: view.key, isLog: LOGARITHMIC.includes(view.key), series }, { zoom, sync: "compare" });
+      chart = new Chart({ title: view.key, isTall: true, isLog: LOGARITHMIC.includes(view.key), series }, { zoom, sync: "compare" });
       holder.replaceChildren(chart.node);
       shownKey = wanted;
     }

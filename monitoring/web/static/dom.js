@@ -67,6 +67,14 @@ export function duration(seconds) {
   return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
 }
 
+/** The same, in one unit. */
+export function roughDuration(seconds) {
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (seconds >= size) return `${figure(seconds / size, 2)} ${unit}`;
+  }
+  return `${figure(seconds, 2)} s`;
+}
+
 export function bytes(value) {
   if (!isNumber(value)) return "–";
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -108,20 +116,20 @@ export function bar(done, target, label) {
 
 export function section(title, ...content) {
   const id = `h-${title.toLowerCase().replaceAll(/[^a-z]+/g, "-")}`;
-  return el("section", { class: "card", "aria-labelledby": id }, el("h2", { id }, title), ...content);
+  return el("section", { class: `card ${id}`, "aria-labelledby": id }, el("h2", { id }, title), ...content);
 }
 
 /** A table; `rows` holds cells, a number is set to the right. */
-export function table(heads, rows, caption) {
+export function table(heads, rows, caption, style = null) {
   const numeric = heads.map((head) => head.endsWith("\u00a0"));
   const cell = (value, index) =>
-    el("td", { class: numeric[index] ? "num" : null, "data-label": heads[index].trim() }, value ?? "–");
+    el("td", { class: [numeric[index] ? "num" : "", (value ?? "–") === "–" ? "none" : ""].join(" ").trim() || null, "data-label": heads[index].trim() }, value ?? "–");
   return el(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     el(
       "table",
-      {},
+      { class: style },
       el("caption", { class: "unseen" }, caption),
       el("thead", {}, el("tr", {}, heads.map((head, index) => el("th", { scope: "col", class: numeric[index] ? "num" : null }, head.trim())))),
       el("tbody", {}, rows.map((row) => el("tr", {}, row.map(cell)))),

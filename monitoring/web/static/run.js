@@ -2,7 +2,7 @@
 
 import { Curves, ask, runPath } from "./api.js";
 import { Chart, redrawWithColours } from "./charts.js";
-import { bar, bytes, duration, el, figure, integer, isNumber, memo, moment, percent, pill, section, table, when } from "./dom.js";
+import { bar, bytes, duration, el, figure, integer, isNumber, memo, moment, percent, pill, roughDuration, section, table, when } from "./dom.js";
 import { icon, markOf } from "./marks.js";
 import { key, timeSpent, timeline } from "./timeline.js";
 
@@ -10,6 +10,7 @@ const LIVE_MS = 3_000;
 const OVER_MS = 30_000;
 const POINTS = 400;
 const SHOWN_FAULTS = 30;
+const SHOWN_ATTEMPTS = 20;
 const GAP = "\u00a0"; // ends the head of a column of numbers
 const PHASES = ["data", "augment", "forward", "backward", "reduce", "optimizer", "checkpoint", "observe"];
 
@@ -23,7 +24,7 @@ const CHARTS = [
   { title: "Spread of the embeddings", help: "std of L2-normalised embeddings × sqrt(dim): about 1 is healthy, 0 is collapse", unit: "1 healthy, 0 collapsed", series: [{ key: "statistics.embedding_std_online", label: "online" }, { key: "statistics.embedding_std_target", label: "target" }] },
   { title: "Sinkhorn residual", unit: "log", help: "largest marginal violation after the last iteration", isLog: true, series: [{ key: "statistics.sinkhorn_residual", label: "" }] },
   { title: "Momentum of the target", help: "1 leaves it as it is", format: (value) => figure(value, 6), series: [{ key: "momentum", label: "" }] },
-  { title: "Age of the last checkpoint", help: "what a power cut would cost", format: duration, series: [{ key: "checkpoint_age_s", label: "" }] },
+  { title: "Age of the last checkpoint", help: "what a power cut would cost", format: duration, tick: roughDuration, series: [{ key: "checkpoint_age_s", label: "" }] },
 ];
 
 const EVALUATIONS = [
@@ -167,7 +168,7 @@ function faultTable(faults) {
   const box = el("div");
   const show = (count) => {
     const more = grouped.length > count ? el("button", { type: "button", onclick: () => show(Infinity) }, `Show all ${grouped.length}`) : null;
-    box.replaceChildren(table(heads, rows(grouped.slice(-count)), `Faults and what each cost, ${faults.length} in all`), ...(more ? [more] : []));
+    box.replaceChildren(table(heads, rows(grouped.slice(-count)), `Faults and what each cost, ${faults.length} in all`, "cards"), ...(more ? [more] : []));
   };
   show(SHOWN_FAULTS);
   return box;
@@ -193,20 +194,21 @@ function drawResults({ results, evaluations }) {
   const names = Object.keys(words).filter((name) => name in trained);
   const rows = names.map((name) => [words[name], figure(trained[name]), figure(untrained[name]), isNumber(trained[name]) && isNumber(untrained[name]) ? signed(trained[name] - untrained[name]) : "–"]);
   const note = `Data step ${integer(results.checkpoint_data_step)}, ${integer(results.num_images)} photographs, ${integer(results.num_classes)} classes, ${integer(results.neighbours)} neighbours.`;
-  return section("What the features are worth", table(["of frozen features", `trained${GAP}`, `untrained${GAP}`, `difference${GAP}`], rows, "Results of the last evaluation"), el("p", { class: "quiet" }, note, evaluations.length > 1 ? ` ${evaluations.length} evaluations so far.` : ""));
+  return section("What the features are worth", table(["of frozen features", `trained${GAP}`, `untrained${GAP}`, `difference${GAP}`], rows, "Results of the last evaluation", "narrow"), el("p", { class: "quiet" }, note, evaluations.length > 1 ? ` ${evaluations.length} evaluations so far.` : ""));
 }
 
 const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${figure(Math.abs(value), 3)}`;
 
 function drawAttempts({ attempts, state }) {
   if (!attempts.length) return null;
-  const shown = attempts.slice(-50);
+  const shown = attempts.slice(-SHOWN_ATTEMPTS);
   const rows = shown.map((each, index) => {
-    const isLast = index === shown.length - 1;
-    const end = each.ended === null ? (isLast && state === "running" ? "runs" : "no word of its end") : each.cause || "–";
+    // Only shards work side by side.
+    const mayRun = state === "running" && (index === shown.length - 1 || each.stage.startsWith("shard:"));
+    const end = each.ended === null ? (mayRun ? "runs" : "no word of its end") : each.cause || "–";
     return [each.number, each.stage, each.host, each.slurm_job_id || "–", moment(each.started), each.ended === null ? "–" : duration(each.ended - each.started), end];
   });
-  const box = section("Attempts", table([`no.${GAP}`, "stage", "host", "SLURM job", "began", `took${GAP}`, "end"], rows, "Attempts"));
+  const box = section("Attempts", table([`no.${GAP}`, "stage", "host", "SLURM job", "began", `took${GAP}`, "end"], rows, "Attempts", "cards"));
   if (attempts.length > shown.length) box.append(el("p", { class: "quiet" }, `the last ${shown.length} of ${attempts.length}`));
   return box;
 }
@@ -220,7 +222,7 @@ function drawSamples(samples) {
     if (samples[name]) rows.push([words, integer(samples[name]), percent(samples[name] / images, 2)]);
   }
   for (const [name, count] of lost) rows.push([`replaced by another: ${name.replace("substituted_", "").replaceAll("_", " ")}`, integer(count), percent(count / images, 3)]);
-  return section("Samples", table(["what became of them", `count${GAP}`, `share${GAP}`], rows, "Samples"));
+  return section("Samples", table(["what became of them", `count${GAP}`, `share${GAP}`], rows, "Samples", "narrow"));
 }
 
 const SHARD_SIGNS = { done: "✓", running: "▶", failed: "✕" };
@@ -384,7 +386,7 @@ function configPart(name) {
     const changed = new Set(found.changed);
     const search = words.value.toLowerCase();
     const rows = found.config.filter(([key_, value]) => (!only.checked || search || changed.has(key_)) && `${key_} ${value}`.toLowerCase().includes(search));
-    box.replaceChildren(rows.length ? table(["key", "value"], rows.map(([key_, value]) => [changed.has(key_) ? el("b", {}, key_) : key_, el("code", {}, value)]), "Configuration") : el("p", { class: "quiet" }, "nothing of that kind"));
+    box.replaceChildren(rows.length ? table(["key", "value"], rows.map(([key_, value]) => [changed.has(key_) ? el("b", {}, key_) : key_, el("code", {}, value)]), "Configuration", "narrow") : el("p", { class: "quiet" }, "nothing of that kind"));
   }
   return {
     node,

@@ -110,7 +110,7 @@ function row(run, draw) {
   const progress = run.target
     ? [bar(run.done, run.target, `progress of ${run.run}`), el("span", { class: "figure" }, `${integer(run.done)} / ${integer(run.target)} ${isTraining ? "steps" : "images"}`)]
     : "–";
-  const eta = run.eta_s ? [duration(run.eta_s), el("span", { class: "quiet" }, ` ${when(Date.now() / 1000 + run.eta_s)}`)] : "–";
+  const eta = run.eta_s ? [duration(run.eta_s), el("small", {}, when(Date.now() / 1000 + run.eta_s))] : "–";
   const cells = [
     ["run", el("a", { href: runHref(run.run) }, run.run)],
     ["state", pill(run.state, run.stage)],
