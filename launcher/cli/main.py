@@ -30,6 +30,7 @@ _VERBS = {
     "dash": "Runs, curves and faults in a browser.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
     "export": "The backbone's weights, for torchvision, timm or detectron2.",
+    "report": "Curves, faults, results and configuration of a run in one file.",
     "digest": "SHA-256 over the last checkpoint's tensors.",
     "proposals": "Look at boxes, and at samples made with them.",
     "bench": "How fast this version is on one core.",

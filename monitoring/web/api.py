@@ -5,6 +5,7 @@
     /api/runs/<run>                    one run: attempts, faults and their cost, results
     /api/runs/<run>/series?keys=&x=step|time&points=&since=&from=&to=
     /api/runs/<run>/log?file=          last lines of what a process printed
+    /api/runs/<run>/report             `report.html`, as of now
     /api/runs/<run>/config             configuration, and which keys differ from the defaults
 
 A run is named by an entry of the folder of runs, never by a path. Text that came from files is scrubbed of
@@ -27,10 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.journal import FOLDER
+from monitoring.lines import FOLDER
 from monitoring.server import Handler, Request, Response
 from monitoring.web import buckets, facts
 from monitoring.web.history import History
+from monitoring.web.report import report
 from monitoring.web.spark import Sparks
 
 STATIC = Path(__file__).parent / "static"
@@ -41,6 +43,10 @@ _HEADERS = {
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
 _FILES = ("config.yaml", FOLDER)  # either makes a folder a run
+_REPORT_HEADERS = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'"
+}
 _MAX_HISTORIES = 32  # a few MB each
 _MAX_POINTS = 2_000
 _MAX_KEYS = 40
@@ -100,6 +106,8 @@ class Page:
         """The answer to any path; never raises for what is asked or found."""
         parts = request.path.split("/")[1:]
         try:
+            if parts[:2] == ["api", "runs"] and parts[3:] == ["report"]:
+                return self._report(self.find(parts[2]))
             if parts[:2] == ["api", "runs"]:
                 return _json(200, self._api(parts[2:], request.query))
             return _static(parts)
@@ -248,17 +256,24 @@ class Page:
             raise _NotFoundError("this log cannot be read") from None
         return {"files": facts.clean(files), "file": facts.clean(name), "lines": lines}
 
+    def _report(self, run_dir: Path) -> Response:
+        with self.history(run_dir) as history:
+            text = report(run_dir, history, self._differing(run_dir), self._glance(run_dir))
+        return Response(text.encode(), "text/html; charset=utf-8", headers=_REPORT_HEADERS)
+
     def _config(self, run_dir: Path, query: Mapping[str, str]) -> Any:
-        try:
-            changed = self._changed(run_dir)
-        except Exception as error:  # noqa: BLE001 - of another version, or damaged; the text is shown all the same
-            _logger.debug("no defaults to compare run %s with: %s", run_dir.name, error)
-            changed = {}
         return {
             "config": facts.configuration(run_dir),
-            "changed": sorted(facts.scrub(str(key)) for key in changed),
+            "changed": [facts.scrub(key) for key in self._differing(run_dir)],
             "overrides": facts.overrides(run_dir),
         }
+
+    def _differing(self, run_dir: Path) -> list[str]:
+        try:
+            return sorted(map(str, self._changed(run_dir)))
+        except Exception as error:  # noqa: BLE001 - of another version, or damaged; its text is shown
+            _logger.debug("no defaults to compare run %s with: %s", run_dir.name, error)
+            return []
 
 
 def _curves(

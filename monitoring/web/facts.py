@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.journal import Record
+from monitoring.lines import Record
 from monitoring.web.history import History, number
 
 # What a person wants to hear of, and how it is told.

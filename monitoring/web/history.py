@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from monitoring.catalog import PHASES, TERMS
-from monitoring.journal import JournalReader, Record
+from monitoring.lines import FOLDER, JournalFile, Record, files
 from monitoring.web.buckets import Bools, Column, Floats, Rows
 
 MAX_EVENTS = 2_000  # newest ones; counts go on
 MAX_CHECKPOINTS = 500
-MAX_STATISTICS = 16
+MAX_MEMBERS = 16  # curves of each group
 _ENVELOPE = ("time", "data_step", "place")
 _PLAIN = (
     *("loss", "loss_min", "loss_max", "lr", "momentum", "gradient_norm", "gradient_norm_min"),
@@ -47,20 +47,29 @@ class History:
         evaluations: Records of evaluations, by time.
         run: Newest value of each field of the `run` records.
         shards: Newest facts of each shard of boxes.
-        samples: What became of the samples so far.
+        unreadable: Names of what could not be read at the last update.
+        id: Another one once everything had to be read again.
     """
 
     def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.unreadable: list[str] = []
+        self._files: dict[Path, JournalFile] = {}
+        self._forget()
+
+    def _forget(self) -> None:
         self.id = uuid.uuid4().hex[:8]
+        self.num_records = 0
         self.events: deque[Record] = deque(maxlen=MAX_EVENTS)
         self.counts: Counter[str] = Counter()
         self.checkpoints: deque[Record] = deque(maxlen=MAX_CHECKPOINTS)
         self.evaluations: list[Record] = []
         self.run: Record = {}
         self.shards: dict[int, dict[str, Any]] = {}
-        self.samples: dict[str, float] = {}
-        self._reader = JournalReader(run_dir)
+        self._samples: dict[str, Any] = {}
         self._columns: dict[str, array[float]] = {name: array("d") for name in (*_ENVELOPE, *_PLAIN)}
+        self._sources = {name: ("", name) for name in self._columns}  # group and name in a record
+        self._members: dict[str, set[str]] = {group: set() for group in _GROUPS}
         self._bad: dict[str, dict[int, str]] = {}
         self._generations: dict[str, int] = {"step": 0, "time": 0}
         self._rows: dict[str, Rows] = {}
@@ -69,24 +78,44 @@ class History:
     @property
     def damaged(self) -> int:
         """Lines that are no records."""
-        return self._reader.damaged
+        return sum(file.damaged for file in self._files.values())
 
     @property
-    def unreadable(self) -> list[str]:
-        """Names of what could not be read at the last update."""
-        return self._reader.unreadable
+    def samples(self) -> dict[str, float]:
+        """What became of the samples so far."""
+        return {
+            str(name): value for name, item in self._samples.items() if (value := number(item)) is not None
+        }
 
     def update(self) -> None:
-        """Read what was appended."""
-        is_changed = False
-        for record in self._reader.poll():
-            self._add(record)
-            is_changed = True
-        if is_changed:
+        """Read what was appended; everything again where a file is not the one it was."""
+        self.unreadable = []
+        try:
+            sizes = {path: path.stat().st_size for path in files(self.run_dir)}
+        except OSError:
+            self.unreadable.append(FOLDER)
+            return
+        if any(sizes.get(path, file.offset) < file.offset for path, file in self._files.items()):
+            self._files.clear()
+            self._forget()
+        before = self.num_records
+        for path, size in sizes.items():
+            file = self._files.setdefault(path, JournalFile(path))
+            if size > file.offset:
+                self._read(file)
+        if self.num_records != before:
             self._ready = None
             # Files are read one after the other.
             self.events = deque(sorted(self.events, key=_time), maxlen=MAX_EVENTS)
             self.evaluations.sort(key=_time)
+
+    def _read(self, file: JournalFile) -> None:
+        try:
+            for record in file.records():
+                self.num_records += 1
+                self._add(record)
+        except OSError:
+            self.unreadable.append(file.path.name)
 
     def column(self, key: str) -> Column:
         """A curve by its key; empty where the run has none."""
@@ -198,36 +227,47 @@ class History:
         self.counts[kind] += 1
 
     def _add_step(self, record: Record) -> None:
+        """One row; written for speed, a week of training has twenty thousand of them."""
         data_step = number(record.get("data_step"))
         if data_step is None or not math.isfinite(data_step):
             return
         self.counts["step"] += 1
         row = len(self)
-        attempt, round_ = number(record.get("attempt")) or 0.0, number(record.get("round")) or 0.0
-        found: dict[str, Any] = {name: record.get(name) for name in _PLAIN}
-        found |= {"time": record["time"], "data_step": data_step, "place": attempt * _ROUNDS + round_}
+        record["place"] = (number(record.get("attempt")) or 0.0) * _ROUNDS + (
+            number(record.get("round")) or 0.0
+        )
+        members = {"": record}
         for group, known in _GROUPS.items():
-            members = record.get(group)
-            if isinstance(members, dict):
-                names = known or list(members)[:MAX_STATISTICS]
-                found |= {f"{group}.{name}": members[name] for name in names if name in members}
-        for name, value in found.items():
-            if name not in self._columns:
-                if len(self._columns) > len(_PLAIN) + 4 * MAX_STATISTICS:
-                    continue
-                self._columns[name] = array("d", [math.nan]) * row if row else array("d")
-            as_number = number(value)
-            if as_number is not None and not math.isfinite(as_number):
-                what = "NaN" if math.isnan(as_number) else "Infinity" if as_number > 0 else "-Infinity"
-                self._bad.setdefault(name, {})[row] = what
-                as_number = None
-            self._columns[name].append(math.nan if as_number is None else as_number)
-        for name in self._columns.keys() - found.keys():
-            self._columns[name].append(math.nan)
+            members[group] = found = record[group] if isinstance(record.get(group), dict) else {}
+            if not self._members[group].issuperset(found):
+                self._add_columns(group, known or tuple(found), row)
+        for key, (group, name) in self._sources.items():
+            value = members[group].get(name)
+            if type(value) is not float or not -math.inf < value < math.inf:  # NaN too
+                value = self._unusual(key, row, value)
+            self._columns[key].append(value)
         if isinstance(counts := record.get("counts"), dict):
-            self.samples = {
-                str(name): value for name, item in counts.items() if (value := number(item)) is not None
-            }
+            self._samples = counts
+
+    def _add_columns(self, group: str, names: tuple[str, ...], row: int) -> None:
+        """Curves that records bring with them, the first few."""
+        for name in names:
+            key = f"{group}.{name}"
+            if name not in self._members[group] and len(self._members[group]) < MAX_MEMBERS:
+                self._members[group].add(name)
+                self._columns[key] = array("d", [math.nan]) * row
+                self._sources[key] = (group, name)
+
+    def _unusual(self, key: str, row: int, value: Any) -> float:
+        """What stands in a column for a value that is no finite float."""
+        as_number = number(value)
+        if as_number is None:
+            return math.nan
+        if not math.isfinite(as_number):
+            what = "NaN" if math.isnan(as_number) else "Infinity" if as_number > 0 else "-Infinity"
+            self._bad.setdefault(key, {})[row] = what
+            return math.nan
+        return as_number
 
     def _add_shard(self, record: Record) -> None:
         index = record.get("shard")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monitoring.journal import FOLDER, MAX_LINE_BYTES
+from monitoring.lines import FOLDER, MAX_LINE_BYTES
 from monitoring.web.history import number
 
 POINTS = 40

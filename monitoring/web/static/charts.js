@@ -209,7 +209,8 @@ export class Chart {
     const { ctx } = plot;
     ctx.beginPath();
     let before = null;
-    const typical = abandoned.xs.length > 1 ? (abandoned.xs.at(-1) - abandoned.xs[0]) / abandoned.xs.length : 0;
+    const steps = abandoned.xs.slice(1).map((x, index) => x - abandoned.xs[index]).sort((a, b) => a - b);
+    const typical = steps[steps.length >> 1] ?? 0;
     abandoned.xs.forEach((x, index) => {
       const value = values[index];
       if (value === null || value === undefined || (this.what.isLog && value <= 0)) return;
