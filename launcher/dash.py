@@ -19,12 +19,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.attempts import start_ticks
 from jobs.outcomes import read_json, write_json
 from launcher.errors import RefusedError
 from univip.errors import UnivipError
+
+if TYPE_CHECKING:
+    from monitoring.server import Routes
 
 FOLDER = ".dash"
 _NAMES = ("dash", "prometheus")
@@ -47,18 +50,13 @@ def serve(runs: Path, host: str, port: int, token_file: Path | None, *, ready: C
         UnivipError: If the address is taken.
     """
     from launcher.cli.monitor import read_token
-    from launcher.summary import summarise
-    from monitoring.exporter import Exporter, routes
     from monitoring.server import Server, is_loopback
-    from monitoring.web.api import Page
 
     if token_file is None and not is_loopback(host):
         token_file = _folder(runs) / "token"
     token = read_token(token_file) if token_file else ""
-    page = Page(runs, lambda run_dir: summarise(run_dir).to_json(), _changed)
-    table = {**routes(Exporter(runs)), **page.routes()}
     try:
-        server = Server(host, port, table, token)
+        server = Server(host, port, routes_of(runs), token)
     except OSError as error:
         raise UnivipError(
             f"the address must be free to serve at, but is not: {error.strerror or error}.",
@@ -68,6 +66,16 @@ def serve(runs: Path, host: str, port: int, token_file: Path | None, *, ready: C
     with server:
         ready(*_addresses(runs, host, server.server_port, token))
         server.serve_forever()
+
+
+def routes_of(runs: Path) -> Routes:
+    """Metrics and page of all runs, for the table of a server."""
+    from launcher.summary import summarise
+    from monitoring.exporter import Exporter, routes
+    from monitoring.web.api import Page
+
+    page = Page(runs, lambda run_dir: summarise(run_dir).to_json(), _changed)
+    return {**routes(Exporter(runs)), **page.routes()}
 
 
 def up(runs: Path, host: str, port: int, token_file: Path | None) -> list[str]:

@@ -75,7 +75,7 @@ class _Frame:
 def round_values(low: float, high: float, *, at_least: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten between two values."""
     power = 10.0 ** math.floor(math.log10((high - low) / at_least))
-    step = next(each * power for each in (5, 2, 1) if (high - low) / (each * power) >= at_least)
+    step = next((each * power for each in (5, 2) if high - low >= each * power * at_least), power)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from monitoring.lines import Record
-from monitoring.web.history import History, number
+from monitoring.web.history import History, finite
 
 # What a person wants to hear of, and how it is told.
 FAULTS = {
@@ -28,6 +28,7 @@ FAULTS = {
     "dropped": "{records} journal records lost",
 }
 TRAIN = "train"
+_ATTEMPT_TEXTS = ("stage", "host", "slurm_job_id", "cause", "message")
 _RESULTS = Path("results") / "evaluate.json"
 _LOGS = ("attempts/*/round-*/rank-*.log", "logs/*.log", "submitit/*_log.out", "submitit/*_log.err")
 _MAX_FILE_BYTES = 1 << 20
@@ -68,21 +69,21 @@ def attempts(run_dir: Path) -> list[dict[str, Any]]:
     """Every attempt, oldest first; times in Unix seconds, `ended` null while it runs or if it was lost."""
     found = []
     for path in sorted((run_dir / "attempts").glob("[0-9]*/attempt.json")):
-        document = _read_json(path)
-        if document is not None and number(document.get("started")) is not None:
-            names = (
-                "number",
-                "stage",
-                "host",
-                "slurm_job_id",
-                "started",
-                "ended",
-                "exit_code",
-                "cause",
-                "message",
-            )
-            found.append({name: document.get(name) for name in names})
-    return sorted(found, key=lambda each: number(each["started"]) or 0.0)
+        document = _read_json(path) or {}
+        started, ended = finite(document.get("started")), finite(document.get("ended"))
+        if started is None:
+            continue
+        exit_code = document.get("exit_code")
+        found.append(
+            {
+                "number": document.get("number"),
+                **{name: str(document.get(name) or "") for name in _ATTEMPT_TEXTS},
+                "started": started,
+                "ended": ended,
+                "exit_code": exit_code if isinstance(exit_code, int) else None,
+            }
+        )
+    return sorted(found, key=lambda each: float(each["started"]))
 
 
 def faults(history: History, tries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,7 +103,7 @@ def faults(history: History, tries: list[dict[str, Any]]) -> list[dict[str, Any]
         fault = {
             "time": record["time"],
             "kind": kind,
-            "data_step": record.get("data_step"),
+            "data_step": finite(record.get("data_step")),
             "attempt": record.get("attempt"),
             "text": FAULTS[kind].format_map(_Unknown(record)),
             "steps_lost": 1 if kind == "skip" else None,
@@ -136,7 +137,7 @@ def time_spent(
     spans: list[tuple[float, float]] = []
     for each, after in _pairs(training):
         until = after["started"] if after else last if is_over else max(now, last)
-        ended = number(each["ended"])
+        ended = each["ended"]
         if ended is None:  # it lives, or was lost after its last record
             mine = times[(times >= each["started"]) & (times <= until)]
             ended = until if after is None else float(mine.max()) if len(mine) else each["started"]
@@ -214,7 +215,7 @@ def _interruptions(tries: list[dict[str, Any]]) -> list[Record]:
         is_good = each["exit_code"] == 0 or (each["ended"] is None and after is None)
         if is_good or each["cause"] == "busy":
             continue
-        ended = number(each["ended"])
+        ended = each["ended"]
         found.append(
             {
                 "kind": "interruption",
@@ -237,12 +238,12 @@ def _cost(record: Record, times: Any, steps: Any, restores: list[Record]) -> dic
     before = times <= record["time"]
     if not before.any():
         return {}
-    told = number(record.get("data_step")) if record["kind"] == "rollback" else None
+    told = finite(record.get("data_step")) if record["kind"] == "rollback" else None
     reached = float(steps[before][-1]) if told is None else told
-    target = number(record.get("target"))
+    target = finite(record.get("target"))
     if target is None:
         after = [each for each in restores if each["time"] >= record["time"]]
-        target = number(after[0].get("data_step")) if after else None
+        target = finite(after[0].get("data_step")) if after else None
     again = ~before & (steps > reached)
     cost: dict[str, float | None] = {"data_step": reached}
     if target is not None:

@@ -84,7 +84,7 @@ class History:
     def samples(self) -> dict[str, float]:
         """What became of the samples so far."""
         return {
-            str(name): value for name, item in self._samples.items() if (value := number(item)) is not None
+            str(name): value for name, item in self._samples.items() if (value := finite(item)) is not None
         }
 
     def update(self) -> None:
@@ -228,8 +228,7 @@ class History:
 
     def _add_step(self, record: Record) -> None:
         """One row; written for speed, a week of training has twenty thousand of them."""
-        data_step = number(record.get("data_step"))
-        if data_step is None or not math.isfinite(data_step):
+        if finite(record.get("data_step")) is None:
             return
         self.counts["step"] += 1
         row = len(self)
@@ -277,9 +276,9 @@ class History:
         if record["kind"] == "shard":
             shard["state"] = str(record.get("state"))
         else:
-            shard |= {name: number(record.get(name)) for name in ("images_done", "images", "boxes")}
+            shard |= {name: finite(record.get(name)) for name in ("images_done", "images", "boxes")}
             if isinstance(failed := record.get("failed"), dict):
-                shard["failed"] = sum(number(count) or 0 for count in failed.values())
+                shard["failed"] = sum(finite(count) or 0 for count in failed.values())
         shard["time"] = record["time"]
 
 
@@ -291,6 +290,12 @@ def number(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return None
+
+
+def finite(value: Any) -> float | None:
+    """A finite number of a file, None if it is none."""
+    known = number(value)
+    return known if known is not None and math.isfinite(known) else None
 
 
 def _time(record: Record) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from monitoring.web.facts import scrub
-from monitoring.web.history import number
+from monitoring.web.history import finite
 
 
 def text(value: object) -> str:
@@ -41,19 +40,19 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence
 
 def count(value: Any) -> str:
     """A whole number with narrow spaces, a dash where there is none."""
-    known = number(value)
-    return f"{known:,.0f}".replace(",", "\u202f") if known is not None and math.isfinite(known) else "–"
+    known = finite(value)
+    return "–" if known is None else f"{known:,.0f}".replace(",", "\u202f")
 
 
 def figure(value: Any, digits: int = 4) -> str:
     """A number to some significant digits, a dash where there is none."""
-    known = number(value)
-    return f"{known:.{digits}g}" if known is not None and math.isfinite(known) else "–"
+    known = finite(value)
+    return "–" if known is None else f"{known:.{digits}g}"
 
 
 def when(seconds: Any) -> str:
     """A Unix time as people of this machine read it."""
-    known = number(seconds)
+    known = finite(seconds)
     if known is None or not 0 <= known < 1e11:
         return "–"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(known))

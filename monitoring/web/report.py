@@ -120,7 +120,10 @@ def _head(run_dir: Path, history: History, tries: list[dict[str, Any]], glance: 
     lines = [tag("h1", text(run_dir.name)), tag("p", text(" · ".join(words)))]
     if tries:
         last = tries[-1]
-        ended = "no word of its end yet" if last["ended"] is None else when(last["ended"])
+        is_live = glance.get("state") == "running"
+        ended = (
+            "now" if is_live else "an end without a word" if last["ended"] is None else when(last["ended"])
+        )
         begun = f"{when(tries[0]['started'])} to {ended}; attempts: {len(tries)}"
         lines.append(tag("p", text(begun), class_="quiet"))
         if last["message"] and last["exit_code"]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from monitoring.lines import FOLDER, MAX_LINE_BYTES
-from monitoring.web.history import number
+from monitoring.web.history import finite
 
 POINTS = 40
 _PIECE_BYTES = 4_096  # a step record has about 1,200
@@ -78,7 +77,6 @@ def _first_step(piece: bytes, *, last: bool) -> list[tuple[float, float | None]]
             record: Any = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and (data_step := number(record.get("data_step"))) is not None:
-            loss = number(record.get("loss"))
-            return [(data_step, loss if loss is not None and math.isfinite(loss) else None)]
+        if isinstance(record, dict) and (data_step := finite(record.get("data_step"))) is not None:
+            return [(data_step, finite(record.get("loss")))]
     return []

@@ -50,9 +50,9 @@ class Browser:
         return self._post("/execute/sync", {"script": script, "args": list(arguments)})
 
     def wait(self, script: str, *arguments: Any) -> Any:
-        """The first value of an expression that is true."""
+        """The first value of an expression that is true; one that fails is not true yet."""
         deadline = time.monotonic() + _PATIENCE_S
-        while not (value := self.run(f"return {script}", *arguments)):
+        while not (value := self.run(f"try {{ return {script}; }} catch {{}}", *arguments)):
             if time.monotonic() > deadline:
                 said = self.run("return document.body.innerText")
                 raise AssertionError(f"never true: {script}\n{said}\n{self.complaints()}")
