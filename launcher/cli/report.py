@@ -22,11 +22,13 @@ def command(run: str, output: Path | None) -> None:
     """
     from jobs.config import load
     from jobs.identity import changed_keys
+    from launcher.render import say
     from launcher.runs import find_run
     from launcher.summary import summarise
     from monitoring.web.history import History
     from monitoring.web.report import FILE, report
     from univip.atomic import write_text
+    from univip.errors import ConfigError
 
     run_dir = find_run(run)
     history = History(run_dir)
@@ -34,6 +36,11 @@ def command(run: str, output: Path | None) -> None:
     path = output or run_dir / FILE
     if output is None:
         path.parent.mkdir(exist_ok=True)
-    text = report(run_dir, history, changed_keys(load(run_dir)), summarise(run_dir).to_json())
+    try:
+        changed = changed_keys(load(run_dir))
+    except ConfigError as error:  # of another version; the report says all the rest
+        say(str(error))
+        changed = {}
+    text = report(run_dir, history, changed, summarise(run_dir).to_json())
     write_text(path, text)
     click.echo(path)
