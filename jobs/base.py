@@ -20,9 +20,11 @@ from types import FrameType
 
 from jobs.attempts import Attempt, RunBusyError, attempt
 from jobs.config import Config, RunHeader, RunKind, load, load_header, num_images
+from jobs.identity import changed_keys
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
 from monitoring.journal import Journal
+from univip.atomic import write_text
 from univip.errors import ConfigError, UnivipError
 
 _PARENT_POLL_S = 1.0
@@ -56,6 +58,8 @@ def run_job(kind: str, run_dir: str) -> int:
             outcome = _attempted(kind, Path(run_dir), mine)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
             mine.message = outcome.message
+        if kind in ("train", "evaluate"):
+            _write_report(Path(run_dir))
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
     if outcome.message:
@@ -89,6 +93,22 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
             traceback.print_exc()
         return Outcome.of_error(error)
     return Outcome(ExitCode.DONE)
+
+
+def _write_report(run_dir: Path) -> None:
+    """Write `results/report.html`; nothing that goes wrong here changes the outcome."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        from monitoring.web.history import History
+        from monitoring.web.report import FILE, report
+
+        history = History(run_dir)
+        history.update()
+        (run_dir / FILE).parent.mkdir(exist_ok=True)
+        write_text(run_dir / FILE, report(run_dir, history, changed_keys(load(run_dir))))
+    except Exception:  # noqa: BLE001 - told to the log
+        traceback.print_exc()
 
 
 def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:

@@ -21,6 +21,7 @@ SEARCH_REASONS = (*IMAGE_REASONS, "crashed", "timed_out")
 FAULT_PLACES = ("state", "loss", "gradient")
 SPIKE_PLACES = ("loss", "gradient")
 ROLLBACK_REASONS = ("nonfinite", "repeated_skips", "spike", "replicas_differ")
+TOTALS = "totals"  # the kind that readers of records never see: it repeats what others said
 # fmt: off
 RESTART_CAUSES = (
     "preemption", "time_limit", "node_failure", "out_of_memory", "full_disk", "killed", "hang", "crash",
@@ -177,6 +178,10 @@ KINDS = (
     }),
     Kind("dropped", "Records of this file were lost.", {
         "records": "How many since the last such record.",
+    }),
+    Kind(TOTALS, "What this file and the earlier ones of its source amount to; written every 32 KiB.", {
+        "newest{}": "By metric: labels, source, time and value of each cell.",
+        "counts{}": "By metric: labels, source and count of each cell.",
     }),
 )
 # fmt: on
@@ -350,7 +355,7 @@ METRICS = (
     Metric("univip_monitoring_dropped_records_total", "records", ("dropped",), "sum", "records",
            "Journal records that could not be kept; training never waits for its journal.", every_rank=True),
     Metric("univip_monitoring_damaged_lines_total", "lines", (), "exporter", "",
-           "Journal lines that are no records."),
+           "Journal lines that are no records, met since the exporter started."),
     Metric("univip_monitoring_run_readable", "bool", (), "exporter", "",
            "0 if part of the run's journal could not be read at this scrape."),
 )
