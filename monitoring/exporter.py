@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from socketserver import ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from monitoring.catalog import METRICS, Metric
 from monitoring.journal import FOLDER, JournalReader
 from monitoring.series import RunSeries
+from monitoring.server import Handler, Request, Response
 
 _logger = logging.getLogger(__name__)
 
@@ -115,57 +113,17 @@ def _family(metric: Metric) -> Family:
     return GaugeMetricFamily(name, metric.help, labels=labels, unit=unit)
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    """Answers a health check while a scrape reads files."""
-
-    daemon_threads = True
-
-
-class _QuietHandler(WSGIRequestHandler):
-    """One line on the terminal for each scrape helps nobody."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-
-def start(runs_root: Path, port: int = 0, host: str = "127.0.0.1") -> WSGIServer:
-    """Serve in a background thread; stop with `shutdown()` and `server_close()`.
-
-    Args:
-        runs_root: The folder of the run directories; may not exist yet.
-        port: 0 takes a free one; `server_port` of the result says which.
-        host: Address to listen at; beware, `0.0.0.0` shows the runs to everybody who can reach this machine.
-
-    Raises:
-        OSError: If the address cannot be taken.
-    """
-    server = _listen(runs_root, port, host)
-    threading.Thread(target=server.serve_forever, name="exporter", daemon=True).start()
-    return server
-
-
-def serve(runs_root: Path, port: int, host: str = "127.0.0.1") -> None:
-    """Serve until interrupted; arguments and errors as `start`."""
-    with _listen(runs_root, port, host) as server:
-        server.serve_forever()
-
-
-def _listen(runs_root: Path, port: int, host: str) -> WSGIServer:
+def routes(collector: Exporter) -> dict[str, Handler]:
+    """What the exporter serves: `/metrics` in the format the client asks for, `/healthz`, and `/`."""
     registry = CollectorRegistry()
-    registry.register(Exporter(runs_root))
-    return make_server(host, port, _application(registry), _Server, _QuietHandler)
+    registry.register(collector)
 
+    def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.accept)
+        return Response(encode(registry), content_type)
 
-def _application(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
-    """`/metrics` in the format the client asks for (OpenMetrics too), and `/healthz`."""
-    metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
-
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO")
-        if path == "/metrics":
-            return metrics(environ, start_response)
-        status, body = ("200 OK", b"ok\n") if path == "/healthz" else ("404 Not Found", b"see /metrics\n")
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [body]
-
-    return answer
+    return {
+        "/metrics": metrics,
+        "/healthz": lambda request: Response(b"ok\n"),
+        "/": lambda request: Response(b"univip monitor: see /metrics\n"),
+    }

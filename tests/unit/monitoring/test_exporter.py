@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from wsgiref.simple_server import WSGIServer
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitoring import exporter
 from monitoring.catalog import METRICS, PHASES, TERMS
-from monitoring.exporter import Exporter
+from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal
+from monitoring.server import Server
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 RUN = "coco_univip-0a1b2c3d"
@@ -86,16 +84,16 @@ def runs_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WSGIServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("served")
     write_full_journal(root / RUN)
-    serving = exporter.start(root)
-    yield serving
-    serving.shutdown()
-    serving.server_close()
+    with Server("127.0.0.1", 0, routes(Exporter(root))) as serving:
+        serving.start()
+        yield serving
+        serving.shutdown()
 
 
-def get(server: WSGIServer, path: str, accept: str = "*/*") -> tuple[str, str]:
+def get(server: Server, path: str, accept: str = "*/*") -> tuple[str, str]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{server.server_port}{path}", headers={"Accept": accept}
     )
@@ -123,7 +121,7 @@ def value(found: Series, name: str, run: str = RUN, **labels: str) -> float:
     return found[name, frozenset({"run": run, **labels}.items())]
 
 
-def test_every_metric_of_the_catalogue_is_served_with_its_labels(server: WSGIServer) -> None:
+def test_every_metric_of_the_catalogue_is_served_with_its_labels(server: Server) -> None:
     kind, text = get(server, "/metrics")
 
     assert kind.startswith("text/plain")
@@ -155,7 +153,7 @@ def test_values_are_those_of_the_journal(runs_root: Path) -> None:
     assert value(found, "univip_monitoring_run_readable") == 1.0
 
 
-def test_openmetrics_is_served_to_who_asks_for_it(server: WSGIServer) -> None:
+def test_openmetrics_is_served_to_who_asks_for_it(server: Server) -> None:
     kind, text = get(server, "/metrics", "application/openmetrics-text; version=1.0.0")
 
     assert kind.startswith("application/openmetrics-text")
@@ -294,30 +292,14 @@ def test_hostile_names_and_values_stay_inside_their_label(runs_root: Path) -> No
     assert {name for name, _ in found} <= {metric.name for metric in METRICS}
 
 
-def test_no_path_is_served(server: WSGIServer) -> None:
+def test_no_path_is_served(server: Server) -> None:
     _, text = get(server, "/metrics")
 
     assert "/served" not in text
     assert "a/b.jpg" not in text
 
 
-def test_it_answers_a_health_check_and_refuses_other_paths(server: WSGIServer) -> None:
-    assert get(server, "/healthz")[1] == "ok\n"
-    with pytest.raises(urllib.error.HTTPError, match="404") as error:
-        get(server, "/../etc/passwd")
-    error.value.close()
-
-
-def test_it_listens_on_this_machine_only(server: WSGIServer) -> None:
-    assert server.server_address[0] == "127.0.0.1"
-
-
-def test_a_port_in_use_is_an_error(tmp_path: Path, server: WSGIServer) -> None:
-    with pytest.raises(OSError, match="in use"):
-        exporter.serve(tmp_path, server.server_port)
-
-
-def test_promtool_accepts_every_name(server: WSGIServer) -> None:
+def test_promtool_accepts_every_name(server: Server) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (Debian package: prometheus)")
