@@ -18,6 +18,7 @@ TERMS = ("scene", "scene_instance", "instance")
 PHASES = ("data", "augment", "forward", "backward", "reduce", "optimizer", "checkpoint", "observe")
 IMAGE_REASONS = ("missing", "unreadable", "corrupt", "too_large", "unsupported", "size_mismatch")
 FAULT_PLACES = ("state", "loss", "gradient")
+TOTALS = "totals"  # the kind that readers of records never see: it repeats what others said
 # fmt: off
 RESTART_CAUSES = (
     "preemption", "time_limit", "node_failure", "out_of_memory", "full_disk", "killed", "hang", "crash",
@@ -152,6 +153,10 @@ KINDS = (
     }),
     Kind("dropped", "Records of this file were lost.", {
         "records": "How many since the last such record.",
+    }),
+    Kind(TOTALS, "What this file and the earlier ones of its source amount to; written every 32 KiB.", {
+        "newest{}": "By metric: labels, source, time and value of each cell.",
+        "counts{}": "By metric: labels, source and count of each cell.",
     }),
 )
 # fmt: on
@@ -313,7 +318,7 @@ METRICS = (
     Metric("univip_monitoring_dropped_records_total", "records", ("dropped",), "sum", "records",
            "Journal records that could not be kept; training never waits for its journal.", every_rank=True),
     Metric("univip_monitoring_damaged_lines_total", "lines", (), "exporter", "",
-           "Journal lines that are no records."),
+           "Journal lines that are no records, met since the exporter started."),
     Metric("univip_monitoring_run_readable", "bool", (), "exporter", "",
            "0 if part of the run's journal could not be read at this scrape."),
 )

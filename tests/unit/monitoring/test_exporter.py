@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring.catalog import METRICS, PHASES, TERMS
-from monitoring.exporter import Exporter, routes
+from monitoring.exporter import FORGET_AFTER_S, Exporter, routes
 from monitoring.journal import Journal
 from monitoring.server import Server
 
@@ -111,10 +111,8 @@ def series_of(text: str) -> Series:
     return found
 
 
-def scrape(collector: Exporter) -> Series:
-    registry = CollectorRegistry()
-    registry.register(collector)
-    return series_of(generate_latest(registry).decode())
+def scrape(exporter: Exporter) -> Series:
+    return series_of(exporter.exposition().decode())
 
 
 def value(found: Series, name: str, run: str = RUN, **labels: str) -> float:
@@ -197,15 +195,15 @@ def test_a_torn_line_counts_once_it_is_whole(runs_root: Path) -> None:
     with Journal(run_dir) as writer:
         writer.record("skip", where="loss", reason="nonfinite")
     whole = writer.path.read_bytes()
-    collector = Exporter(runs_root)
+    exporter = Exporter(runs_root)
 
     counts = []
     for content in (whole[:-9], whole, whole + b"garbage\n" + whole[:20]):
         writer.path.write_bytes(content)
-        counts.append(value(scrape(collector), "univip_fault_skipped_steps_total", reason="nonfinite"))
+        counts.append(value(scrape(exporter), "univip_fault_skipped_steps_total", reason="nonfinite"))
 
     assert counts == [0.0, 1.0, 1.0]
-    assert value(scrape(collector), "univip_monitoring_damaged_lines_total") == 1.0
+    assert value(scrape(exporter), "univip_monitoring_damaged_lines_total") == 1.0
 
 
 def test_a_loss_that_is_not_a_number_is_served_as_nan(runs_root: Path) -> None:
@@ -258,21 +256,29 @@ def test_folders_without_a_journal_are_no_runs(runs_root: Path) -> None:
 
 
 def test_a_folder_of_runs_that_does_not_exist_yet_is_no_error(tmp_path: Path) -> None:
-    collector = Exporter(tmp_path / "runs")
-    assert scrape(collector) == {}
+    exporter = Exporter(tmp_path / "runs")
+    assert scrape(exporter) == {}
 
     (tmp_path / "runs").mkdir()
     write_full_journal(tmp_path / "runs" / RUN)
-    assert value(scrape(collector), "univip_train_loss") == 3.25
+    assert value(scrape(exporter), "univip_train_loss") == 3.25
 
 
-def test_a_run_that_is_deleted_is_forgotten(runs_root: Path) -> None:
+def test_a_run_that_vanishes_keeps_its_last_state_and_is_forgotten_after_a_time(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_full_journal(runs_root / RUN)
-    collector = Exporter(runs_root)
-    assert scrape(collector)
+    exporter = Exporter(runs_root)
+    assert value(scrape(exporter), "univip_monitoring_run_readable") == 1.0
+    start = time.monotonic()
 
-    shutil.rmtree(runs_root / RUN)
-    assert scrape(collector) == {}
+    shutil.rmtree(runs_root)
+    found = scrape(exporter)
+    assert value(found, "univip_train_loss") == 3.25
+    assert value(found, "univip_monitoring_run_readable") == 0.0
+
+    monkeypatch.setattr("time.monotonic", lambda: start + FORGET_AFTER_S + 60)
+    assert scrape(exporter) == {}
 
 
 def test_hostile_names_and_values_stay_inside_their_label(runs_root: Path) -> None:
