@@ -1,4 +1,4 @@
-"""The benchmark of the exporter: what it promises in counts; seconds are for machines that do nothing else."""
+"""The benchmark of the exporter: what it promises in counts; its seconds are for machines at rest."""
 
 from __future__ import annotations
 
