@@ -64,9 +64,12 @@ def test_prometheus_accepts_it(program: Callable[[str], str], command: list[str]
 
 
 def test_a_wrong_rule_would_be_noticed(program: Callable[[str], str], tmp_path: Path) -> None:
-    for path in FOLDER.glob("*.yml"):
-        text = path.read_text(encoding="utf-8")
-        (tmp_path / path.name).write_text(text.replace(">= 3", ">= 2"), encoding="utf-8")
+    for name in ("recording.yml", "alerts.yml"):
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace(">= 3", ">= 2"), encoding="utf-8")
+    tests = load("tests.yml")
+    tests["tests"] = [case for case in tests["tests"] if case["name"].startswith("UnivipRollbackLoop")]
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests), encoding="utf-8")
 
     done = subprocess.run(
         [program("promtool"), "test", "rules", "tests.yml"],
@@ -77,6 +80,7 @@ def test_a_wrong_rule_would_be_noticed(program: Callable[[str], str], tmp_path: 
         check=False,
     )
 
+    assert len(tests["tests"]) == 2
     assert done.returncode != 0
     assert "UnivipRollbackLoop" in done.stdout + done.stderr
 
