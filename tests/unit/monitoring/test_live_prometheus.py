@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import subprocess
 import threading
@@ -30,7 +29,6 @@ FOLDER = Path(monitoring.__path__[0]) / "prometheus"
 RUN = "coco_univip-0a1b2c3d"
 STEP_S = 0.1
 DEADLINE_S = 120.0
-NONE_YET = re.compile(r"offset 12h|failed|Stalled")  # alerts that a healthy young run cannot raise
 
 pytestmark = pytest.mark.slow
 
@@ -87,13 +85,13 @@ class Training:
         )  # fmt: skip
         rank.record("round", world_size=2)
         rank.record("restore", checkpoint="step-000000000", seconds=0.5, passed_over={})
-        for step in range(1, 200):
+        for step in range(1, 100_000):
             if self.ended.wait(STEP_S):
                 return
             if step % 5 == 0:
                 where = {"data_step": step, "outcome": "success", "bytes": 10**6}
                 rank.record("checkpoint", blocked_s=0.01, background_s=0.1, **where)
-            if step == 50 and self.may_fail.is_set():
+            if step > 20 and self.may_fail.is_set():
                 rank.record("skip", where="loss", reason="nonfinite", what="the loss is NaN")
                 rank.record("checkpoint", outcome="failure", what="no space", blocked_s=0.1, background_s=0.1)
                 rank.record("rollback", where="state", reason="nonfinite", steps_discarded=9, target=40)
@@ -273,14 +271,9 @@ def test_the_faults_of_the_run_are_told_with_the_counts_of_the_journal(
         for alert in prometheus.get("alerts")["alerts"]
         if alert["state"] == "firing"
     }
-    assert set(firing) == {
-        "UnivipWatchdog",
-        "UnivipNonFinite",
-        "UnivipRolledBack",
-        "UnivipRestarted",
-        "UnivipCheckpointFailing",
-        "UnivipLearnedNothing",
-    } | ({"UnivipRollbackLoop"} & set(firing)) | ({"UnivipRestartLoop"} & set(firing))
+    own = {"UnivipNonFinite", "UnivipRolledBack", "UnivipRestarted", "UnivipCheckpointFailing"}
+    loops = {"UnivipRollbackLoop", "UnivipRestartLoop"}  # two faults in less than a minute may look like one
+    assert set(firing) - loops == {"UnivipWatchdog", "UnivipLearnedNothing", *own}
     assert firing["UnivipRolledBack"]["annotations"]["summary"].startswith(f"Run {RUN} went back")
     assert firing["UnivipRolledBack"]["annotations"]["fix"] == f"univip show {RUN}"
 
