@@ -22,9 +22,10 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import FrameType
 
-from jobs.attempts import STOP_FILE, Attempt
+from jobs.attempts import STOP_FILE, Attempt, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
+from monitoring.catalog import RESTART_CAUSES
 from monitoring.journal import Journal
 from univip.checkpoint import layout
 from univip.observe import NullObserver, Observer
@@ -53,9 +54,21 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
         # Every node sees the same failures; one of them counts.
         observer = journal if node == "0" else NullObserver()
+        _tell_of_the_last(run_dir, attempt, observer)
         outcome = _rounds(config, run_dir, attempt, observer)
         journal.record("run", state=_STATES.get(ExitCode(outcome.exit_code), "failed"))
     return outcome
+
+
+def _tell_of_the_last(run_dir: Path, attempt: Attempt, observer: Observer) -> None:
+    """Put into the journal why this attempt was needed; who ended the one before could not always say so."""
+    before = [
+        other
+        for other in read_attempts(run_dir)
+        if other.stage == attempt.stage and other.number < attempt.number and other.cause != Cause.BUSY
+    ]
+    if before and before[-1].cause in RESTART_CAUSES:
+        observer.record("restart", cause=before[-1].cause, message=before[-1].message)
 
 
 def _rounds(config: Config, run_dir: Path, attempt: Attempt, observer: Observer) -> Outcome:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from jobs import slurm
 from jobs.attempts import Attempt, RunBusyError, attempt
 from jobs.config import Config, RunHeader, load, load_header
 from jobs.outcomes import Cause, ExitCode, Outcome
@@ -42,35 +42,56 @@ def run_job(kind: str, run_dir: str) -> int:
     Returns:
         One of `jobs.outcomes.ExitCode`.
     """
-    # Before any child starts: submitit ignores SIGTERM and answers SIGUSR2 with a requeue of its own.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _stop)
-    with suppress(ConfigError):  # of a configuration that cannot be read the attempt will tell
-        os.umask(load(Path(run_dir)).paths.umask)
+    _prepare(run_dir)
     if kind == "local":
         from jobs.local import supervise
 
         return supervise(Path(run_dir))
+    return _attempt(kind, Path(run_dir)).exit_code
+
+
+def run_slurm_job(kind: str, run_dir: str) -> None:
+    """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue.
+
+    Not if somebody cancelled it, which a requeue would undo.
+    """
+    _prepare(run_dir)
+    outcome, here = _attempt(kind, Path(run_dir)), slurm.Execution.here()
+    is_to_go_on = outcome.exit_code == ExitCode.REQUEUE and outcome.cause != Cause.CANCELLED
+    if is_to_go_on and here.node == 0 and (refusal := slurm.requeue(here)):
+        sys.stderr.write(f"job {here.job_id} is not back in the queue: {refusal}\n")
+    if outcome.exit_code != ExitCode.DONE:
+        raise SystemExit(outcome.exit_code)
+
+
+def _prepare(run_dir: str) -> None:
+    """Before any child starts: submitit ignores SIGTERM and answers SIGUSR2 with a requeue of its own."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _stop)
+    with suppress(ConfigError):  # of a configuration that cannot be read the attempt will tell
+        os.umask(load(Path(run_dir)).paths.umask)
+
+
+def _attempt(kind: str, run_dir: Path) -> Outcome:
+    """One attempt at one kind of work, from its claim to its outcome."""
     try:
-        with attempt(Path(run_dir), kind, exclusive=not kind.startswith("shard:")) as mine:
-            outcome = _attempted(kind, Path(run_dir), mine)
+        with attempt(run_dir, kind, exclusive=not kind.startswith("shard:")) as mine:
+            outcome = _attempted(kind, run_dir, mine)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
             mine.message = outcome.message
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
     if outcome.message:
         sys.stderr.write(outcome.message + "\n")
-    return outcome.exit_code
+    return outcome
 
 
-def run_slurm_job(kind: str, run_dir: str) -> None:
-    """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue."""
-    code = run_job(kind, run_dir)
-    is_first = os.environ.get("SLURM_PROCID", "0") == "0"
-    if code == ExitCode.REQUEUE and is_first and not (Path(run_dir) / CANCELLED_FILE).exists():
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
-    if code != ExitCode.DONE:
-        raise SystemExit(code)
+def _why_stopped(config: Config, run_dir: Path) -> Outcome:
+    """The outcome of work that was told to stop; only a cancelled one is not started again."""
+    if (run_dir / CANCELLED_FILE).exists():
+        return Outcome(ExitCode.REQUEUE, Cause.CANCELLED, "cancelled")
+    here, delay_s = slurm.Execution.here(), config.cluster.signal_delay_s
+    return Outcome(ExitCode.REQUEUE, *slurm.why_signalled(here, signal_delay_s=delay_s))
 
 
 def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
@@ -79,11 +100,12 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
         if kind == "train":
             from jobs.agent import train
 
-            return train(load(run_dir), run_dir, mine)
+            outcome = train(load(run_dir), run_dir, mine)
+            return _why_stopped(load(run_dir), run_dir) if outcome.cause == Cause.STOPPED else outcome
         with Journal(run_dir, attempt=mine.number, source=kind.replace(":", "")) as journal:
             _work(kind, run_dir, mine, journal)
     except _Stopped:
-        return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop")
+        return _why_stopped(load(run_dir), run_dir)
     except Exception as error:  # noqa: BLE001 - the outcome says what it was
         if not isinstance(error, UnivipError):
             traceback.print_exc()

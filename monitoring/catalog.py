@@ -97,7 +97,7 @@ KINDS = (
         "steps_discarded": "Data steps whose work is lost.",
         "abandoned": "Checkpoints put aside.",
     }),
-    Kind("restart", "A new round follows one that failed.", {
+    Kind("restart", "A new round or attempt follows one that ended too early.", {
         "cause": "One of RESTART_CAUSES.",
         "message": "In words.",
     }),
@@ -283,7 +283,7 @@ METRICS = (
     Metric("univip_fault_rolled_back_steps_total", "steps", ("rollback",), "sum", "steps_discarded",
            "Data steps discarded by rollbacks."),
     Metric("univip_fault_restarts_total", "restarts", ("restart",), "count", "",
-           "New rounds after a failed one.", {"cause": RESTART_CAUSES}),
+           "New rounds and attempts after one that ended too early.", {"cause": RESTART_CAUSES}),
     Metric("univip_proposals_images_total", "images", ("proposals",), "largest", "images_done",
            "Images searched, failed ones included.", per="shard"),
     Metric("univip_proposals_failed_images_total", "images", ("proposals",), "largest", "failed.*",

@@ -29,7 +29,14 @@ FOLDER = Path(os.environ.get("UNIVIP_CLUSTER", "/tmp/univip-cluster"))
 PORT = int(os.environ.get("UNIVIP_CLUSTER_PORT", "17400"))
 NODES = 4
 GPUS = 8
-PACKAGES = "munge slurm-wlm slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core".split()
+PACKAGES = (
+    "munge",
+    "slurm-wlm",
+    "slurmdbd",
+    "slurm-wlm-mysql-plugin",
+    "mariadb-server-core",
+    "mariadb-client-core",
+)
 TIMEOUT_S = 60.0
 
 # `cred_expire` is also how long a requeued job waits before it may start again, and must outlast `KillWait`.
@@ -81,7 +88,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd_port}
 AccountingStoragePass={folder}/run/munge.socket
 AccountingStorageTRES=gres/gpu
-NodeName=DEFAULT CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=64000 TmpDisk=0
+NodeName=DEFAULT CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=64000
 NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] \
 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=2-0 DefaultTime=60 State=UP
@@ -173,7 +180,7 @@ def start_node(number: int) -> None:
         f"hostname {name} && mount --bind {FOLDER}/etc/hosts.{name} /etc/hosts && "
         f"exec slurmd -D -f {FOLDER}/etc/slurm.conf -N {name}"
     )
-    command = "unshare --pid --fork --kill-child=KILL --mount-proc --uts /bin/sh -c".split()
+    command = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--uts", "/bin/sh", "-c"]
     _spawn(name, [*command, inside])
 
 

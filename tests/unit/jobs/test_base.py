@@ -15,6 +15,7 @@ import pytest
 from jobs import base
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
+from jobs.outcomes import Cause, Outcome
 from monitoring.journal import read
 from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
 from univip.data.scan import scan
@@ -156,26 +157,24 @@ def test_a_stage_stops_once_its_parent_is_gone(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "process", "is_cancelled", "is_requeued"),
-    [(75, "0", False, True), (75, "1", False, False), (75, "0", True, False), (1, "0", False, False)],
+    ("code", "cause", "node", "is_requeued"),
+    [
+        (75, Cause.PREEMPTION, "0", True),
+        (75, Cause.PREEMPTION, "1", False),
+        (75, Cause.CANCELLED, "0", False),
+        (1, Cause.CRASH, "0", False),
+    ],
 )
 def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_queue(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    code: int,
-    process: str,
-    is_cancelled: bool,
-    is_requeued: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, cause: Cause, node: str, is_requeued: bool
 ) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_PROCID", process)
-    monkeypatch.setattr(base, "run_job", lambda *_: code)
-    if is_cancelled:
-        (tmp_path / "cancelled").touch()
+    monkeypatch.setenv("SLURM_NODEID", node)
+    monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(code, cause))
 
     with pytest.raises(SystemExit) as ended:
         base.run_slurm_job("train", str(tmp_path))
@@ -186,7 +185,7 @@ def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_q
 
 
 def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(base, "run_job", lambda *_: 0)
+    monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(0))
 
     base.run_slurm_job("train", str(tmp_path))
 
