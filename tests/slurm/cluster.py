@@ -178,7 +178,7 @@ def start_node(number: int) -> None:
     (FOLDER / "spool" / name).mkdir(exist_ok=True, parents=True)
     inside = (
         f"hostname {name} && mount --bind {FOLDER}/etc/hosts.{name} /etc/hosts && "
-        f"exec slurmd -D -f {FOLDER}/etc/slurm.conf -N {name}"
+        f"slurmd -D -f {FOLDER}/etc/slurm.conf -N {name}"
     )
     command = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--uts", "/bin/sh", "-c"]
     _spawn(name, [*command, inside])

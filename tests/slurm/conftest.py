@@ -24,7 +24,7 @@ ROOT = HERE.parents[1]
 UNIVIP = [sys.executable, "-c", "from launcher.cli.main import main; main()"]
 # Set where the tier must not be skipped.
 NEED_CLUSTER = "UNIVIP_NEED_CLUSTER"
-TARGET = 240  # data steps: half a minute or more, so that something can happen meanwhile
+TARGET = 120  # data steps: long enough for something to happen meanwhile
 POLL_S = 0.5
 
 
