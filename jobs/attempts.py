@@ -105,6 +105,20 @@ def living_attempts(run_dir: Path) -> list[Attempt]:
     return [attempt for attempt in read_attempts(run_dir) if attempt.is_alive()]
 
 
+def own_view(number: int, stage: str, here: slurm.Execution) -> Attempt:
+    """An attempt with this process as its owner: of the one that opens it, or of an agent on another node."""
+    return Attempt(
+        number=number,
+        stage=stage,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        start_ticks=start_ticks(os.getpid()),
+        slurm_job_id=here.job_id,
+        slurm_restart=here.restart,
+        started=time.time(),
+    )
+
+
 @contextmanager
 def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[Attempt]:
     """Open the next attempt of a run and write how it ended.
@@ -170,17 +184,8 @@ def _close_lost(run_dir: Path, mine: Attempt) -> None:
 
 def _claim(run_dir: Path, stage: str) -> Attempt:
     """Take the next free number: renaming a filled folder onto it succeeds for one process only."""
-    folder, here = run_dir / "attempts", slurm.Execution.here()
-    mine = Attempt(
-        number=0,
-        stage=stage,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        start_ticks=start_ticks(os.getpid()),
-        slurm_job_id=here.job_id,
-        slurm_restart=here.restart,
-        started=time.time(),
-    )
+    folder = run_dir / "attempts"
+    mine = own_view(0, stage, slurm.Execution.here())
     claim = folder / f".claim-{uuid.uuid4().hex}"
     claim.mkdir()  # not `mkdtemp`, whose folder is private whatever `paths.mode` says
     while True:

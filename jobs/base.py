@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,7 +26,10 @@ from jobs.requests import CANCELLED_FILE
 from monitoring.journal import Journal
 from univip.errors import ConfigError, UnivipError
 
+AGENT = "slurm-agent"  # a kind that only `run_slurm_job` asks for
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _PARENT_POLL_S = 1.0
+_AGENT_DEATHS = 3  # within one execution of a job
 
 
 class _Stopped(BaseException):
@@ -53,21 +57,51 @@ def run_job(kind: str, run_dir: str) -> int:
 def run_slurm_job(kind: str, run_dir: str) -> None:
     """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue.
 
+    srun does not start a task again that died. So the agent of a training is a process of its own, and this
+    one, which does nothing that could kill it, starts the next.
+    """
+    code = _run_in_slurm(kind, run_dir) if kind != "train" else _keep_agent(run_dir)
+    if code != ExitCode.DONE:
+        raise SystemExit(code)
+
+
+def _keep_agent(run_dir: str) -> int:
+    """Run the agent of a training; start it again if it is killed, as by the system for want of memory."""
+    # SLURM signals every process; what is blocked here reaches the agent once it can answer.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for _ in range(1 + _AGENT_DEATHS):
+        code = subprocess.run([sys.executable, "-m", "jobs.base", AGENT, run_dir], check=False).returncode
+        if code >= 0:
+            return code
+        sys.stderr.write(f"the agent was killed by signal {-code}\n")
+    return ExitCode.CRASH
+
+
+def _run_in_slurm(kind: str, run_dir: str) -> int:
+    """Work as a task of SLURM, and put the job back into the queue if it asks for it.
+
     Not if somebody cancelled it, which a requeue would undo.
     """
     _prepare(run_dir)
-    outcome, here = _attempt(kind, Path(run_dir)), slurm.Execution.here()
-    is_to_go_on = outcome.exit_code == ExitCode.REQUEUE and outcome.cause != Cause.CANCELLED
-    if is_to_go_on and here.node == 0 and (refusal := slurm.requeue(here)):
+    here = slurm.Execution.here()
+    if kind == "train" and here.node:
+        from jobs.agent import follow
+
+        outcome = follow(load(Path(run_dir)), Path(run_dir))
+        is_to_go_on = outcome.cause == Cause.NODE_FAILURE  # else the first node will have asked for it
+    else:
+        outcome = _attempt(kind, Path(run_dir))
+        is_to_go_on = outcome.cause != Cause.CANCELLED
+    if outcome.exit_code == ExitCode.REQUEUE and is_to_go_on and (refusal := slurm.requeue(here)):
         sys.stderr.write(f"job {here.job_id} is not back in the queue: {refusal}\n")
-    if outcome.exit_code != ExitCode.DONE:
-        raise SystemExit(outcome.exit_code)
+    return outcome.exit_code
 
 
 def _prepare(run_dir: str) -> None:
     """Before any child starts: submitit ignores SIGTERM and answers SIGUSR2 with a requeue of its own."""
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in _SIGNALS:
         signal.signal(number, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     with suppress(ConfigError):  # of a configuration that cannot be read the attempt will tell
         os.umask(load(Path(run_dir)).paths.umask)
 
@@ -157,7 +191,7 @@ def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, jou
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGTERM, signal.SIGUSR2):  # a second one must not cut the clean-up short
+    for each in _SIGNALS:  # a second one must not cut the clean-up short
         signal.signal(each, signal.SIG_IGN)
     raise _Stopped
 
@@ -176,4 +210,6 @@ def _stop_without_parent() -> None:
 
 if __name__ == "__main__":
     _stop_without_parent()
+    if sys.argv[1] == AGENT:
+        raise SystemExit(_run_in_slurm("train", sys.argv[2]))
     raise SystemExit(run_job(sys.argv[1], sys.argv[2]))

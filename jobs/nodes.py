@@ -15,8 +15,8 @@ would have to share.
     N/verdict     the first      what comes next
     bye/K         node K         it has read the last verdict
 
-torch's rendezvous of elastic agents rests on the same kind of store, but a node that comes late makes it start
-the workers of a round again behind our back, and the agents would still have to agree on what a round was.
+torch's rendezvous of elastic agents rests on the same kind of store. But a node that comes late makes it
+start the workers of a round again behind our back, and it does not know what a round was.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from jobs.outcomes import Cause, Outcome
@@ -130,6 +131,7 @@ class First(Nodes):
         self._beats: dict[int, tuple[int, float]] = {}  # newest beat of a node, and when it was first seen
         self._members = list(range(here.num_nodes))
         self._next_look = 0.0
+        self.stop_round = Path()  # to be made when the workers of a round shall stop so that a node can join
         self._set("attempt", str(attempt))
 
     def gather(self, number: int, minimum: int) -> list[int]:
@@ -161,14 +163,12 @@ class First(Nodes):
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
+        if any(self._wants(node) > number for node in self._others() if node not in members):
+            self.stop_round.touch()
         for node in members[1:]:
             report = self._report_of(number, node)
             if not self._is_at_work(number, node) if report is None else report.exit_code != self._in_order:
                 raise RoundOverError
-
-    def is_somebody_waiting(self, number: int) -> bool:
-        """Whether a node that is not in a round wants to be in the next one."""
-        return any(self._wants(node) > number for node in self._others() if node not in self._members)
 
     def collect(self, number: int, members: list[int], own: Report) -> tuple[list[Report], list[int]]:
         """How each part of a round ended, and the nodes that could not tell any more."""
@@ -226,7 +226,9 @@ class Follower(Nodes):
 
     def __init__(self, here: Execution) -> None:
         host, port = _endpoint(here)
-        super().__init__(here, TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S)))
+        super().__init__(
+            here, TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
+        )
         self.attempt = int(self._store.get("attempt"))
         self._next_look = 0.0
         self._closed = threading.Event()
@@ -288,7 +290,7 @@ class Follower(Nodes):
                 store.add(f"beat/{self.here.node}", 1)
 
 
-class _Agreed(RendezvousHandler):  # type: ignore[misc]  # of a package without types
+class _Agreed(RendezvousHandler):
     """A rendezvous whose members have been agreed on."""
 
     def __init__(self, nodes: Nodes, number: int, members: list[int]) -> None:

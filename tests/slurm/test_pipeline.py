@@ -58,7 +58,7 @@ def test_a_pipeline_runs_to_the_end_and_every_command_tells_how_far_it_is(
     assert ("running", "train") in seen
     stages = [STAGES.index(stage) for _, stage in seen]
     assert all(before <= after for before, after in pairwise(stages)), seen
-    assert "rank-0.log" in said
+    assert f"{name}/submitit/" in said
     assert "Traceback" not in said
     # However many look how often: one call in 30 s, beside those of submitting.
     calls = [float(line) for line in (tmp_path / "calls").read_text(encoding="utf-8").split()]
