@@ -67,7 +67,10 @@ def run_slurm_job(kind: str, run_dir: str) -> None:
 
 def _keep_agent(run_dir: str) -> int:
     """Run the agent of a training; start it again if it is killed, as by the system for want of memory."""
-    # SLURM signals every process; what is blocked here reaches the agent once it can answer.
+    # SLURM signals every process. This one does not answer, nor does submitit in it; the agent starts with the
+    # signals blocked, so that one that comes before it can answer waits until it can.
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for _ in range(1 + _AGENT_DEATHS):
         code = subprocess.run([sys.executable, "-m", "jobs.base", AGENT, run_dir], check=False).returncode

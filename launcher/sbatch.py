@@ -134,18 +134,19 @@ def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
     if trains:
         # A lost node ends neither the allocation nor the other agents.
         extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}
-        srun += ["--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
+        srun += ["--ntasks-per-node=1", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
     asked = {
         **{name: getattr(cluster, name) for name in _TEXTS},
         "mem": f"{math.ceil(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
         "gpus_per_node": gpus,
+        # Of a range of nodes it would make SLURM give the fewest: as many as the tasks it then counts need.
+        "ntasks_per_node": 0 if trains else 1,
     }
     return {
         "job_name": f"univip-{stage.kind}",
         "comment": stage.run,
         "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h)),
         "nodes": cluster.nodes.min if trains else 1,
-        "ntasks_per_node": 1,
         "cpus_per_task": cpus,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism,

@@ -86,7 +86,7 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
         return
     _run(["scancel", "--quiet", "--state=PENDING", *job_ids])
     # Not SIGTERM, after which SLURM kills within `KillWait`: a large state may take longer to write.
-    _run(["scancel", "--quiet", "--signal=USR2", *job_ids])
+    _run(["scancel", "--quiet", "--state=RUNNING", "--signal=USR2", *job_ids])
 
 
 def _by_job(listed: str) -> dict[str, JobState]:
@@ -112,7 +112,10 @@ def _to_go(job: JobState) -> int:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        # `scancel --quiet` fails without a word where a job has ended meanwhile.
+        if done.returncode and (done.stderr or "--quiet" not in command):
+            done.check_returncode()
     except FileNotFoundError as error:
         raise SlurmUnavailableError(
             f"`{command[0]}` must be on the PATH, but is not.", fix="use a login node of the cluster"

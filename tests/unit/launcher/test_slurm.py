@@ -49,7 +49,7 @@ def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
 
     assert (bin_folder / "asked").read_text().splitlines() == [
         "--quiet --state=PENDING 1 2",
-        "--quiet --signal=USR2 1 2",
+        "--quiet --state=RUNNING --signal=USR2 1 2",
         "--quiet --full --signal=KILL 3",
         "--quiet 3",
     ]
