@@ -123,7 +123,7 @@ KINDS = (
         "outcome": "success, failure or over_budget.",
         "what": "Why not, in words.",
     }),
-    Kind("restart", "A new round follows one that failed.", {
+    Kind("restart", "A new round or attempt follows one that ended too early.", {
         "cause": "One of RESTART_CAUSES.",
         "message": "In words.",
     }),
@@ -325,7 +325,7 @@ METRICS = (
     Metric("univip_fault_stalls_total", "stalls", ("stall",), "count", "",
            "Times a rank held the others up for far longer than usual.", {"phase": PHASES}),
     Metric("univip_fault_restarts_total", "restarts", ("restart",), "count", "",
-           "New rounds after a failed one.", {"cause": RESTART_CAUSES}),
+           "New rounds and attempts after one that ended too early.", {"cause": RESTART_CAUSES}),
     Metric("univip_proposals_images_total", "images", ("proposals",), "largest", "images_done",
            "Images searched, failed ones included.", per="shard"),
     Metric("univip_proposals_failed_images_total", "images", ("proposals",), "largest", "failed.*",
