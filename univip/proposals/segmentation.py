@@ -47,8 +47,7 @@ class SegmentationGraph:
     def __init__(self, image: npt.NDArray[np.uint8]) -> None:
         """Takes uint8 [H, W, C]."""
         self._num_pixels, self._width = image.shape[0] * image.shape[1], image.shape[1]
-        blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), _SIGMA, sigmaY=_SIGMA)
-        self._planes: Floats = np.stack(cv2.split(blurred)).astype(np.float32, copy=False)
+        self._planes = _blur(image)
         self._pairs = sort_stably(_pairs(self._planes, False))
         self._in_cpp_order: Items | None = None
         # The first pass up to the first pair that the largest k so far refuses: larger ones share it.
@@ -81,6 +80,12 @@ class SegmentationGraph:
             self._in_cpp_order = _first_of_both(both, self._width, self._num_pixels)
         _join_small(_sorted_as(apart, self._in_cpp_order, self._num_pixels), self._width, parents, True)
         return parents
+
+
+def _blur(image: npt.NDArray[np.uint8]) -> Floats:
+    """The blurred colour planes of uint8 [H, W, C], float32 [C, H, W]."""
+    blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), _SIGMA, sigmaY=_SIGMA)
+    return np.stack(cv2.split(blurred)).astype(np.float32, copy=False)
 
 
 @compiled("void(float32[:,:,::1], int64, boolean, float32[::1])")
