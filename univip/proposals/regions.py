@@ -13,6 +13,7 @@ Shapes: H, W the image, C its channels, P = H x W, S segments.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -70,7 +71,7 @@ def histograms(image: Bytes, texture: Texture, segments: Segments) -> Histograms
     )
 
 
-def _derivatives(image: Bytes) -> list[Any]:
+def _derivatives(image: Bytes) -> Iterator[Any]:
     """x, y, and both again in the turned image, turned back: float32 [H, W(, C)]."""
     height, width = image.shape[:2]
     center = width / 2, height / 2
@@ -81,12 +82,12 @@ def _derivatives(image: Bytes) -> list[Any]:
     # Not exactly the way back: OpenCV takes whole numbers for this centre, and does not move long images.
     turn_back = cv2.getRotationMatrix2D((turned_width // 2, turned_height // 2), -_ANGLE, 1.0)
     left, top = max(0, (turned_width - width) // 2), max(0, (turned_height - height) // 2)
-    derivatives = [cv2.Scharr(image, cv2.CV_32F, dx, 1 - dx) for dx in (1, 0)]
+    for dx in (1, 0):
+        yield cv2.Scharr(image, cv2.CV_32F, dx, 1 - dx)
     for dx in (1, 0):
         derivative = cv2.Scharr(turned, cv2.CV_32F, dx, 1 - dx)
         derivative = cv2.warpAffine(derivative, turn_back, (left + width, top + height))
-        derivatives.append(derivative[top:, left:])
-    return derivatives
+        yield derivative[top:, left:]
 
 
 @compiled("uint8(float32, float32, float32)")

@@ -42,26 +42,50 @@ class Segments(NamedTuple):
 
 
 class SegmentationGraph:
-    """One colour image as a graph, ready to be segmented at any k."""
+    """One colour image as a graph, ready to be segmented at one k after the other."""
 
     def __init__(self, image: npt.NDArray[np.uint8]) -> None:
         """Takes uint8 [H, W, C]."""
         self._num_pixels, self._width = image.shape[0] * image.shape[1], image.shape[1]
-        blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), _SIGMA, sigmaY=_SIGMA)
-        self._planes: Floats = np.stack(cv2.split(blurred)).astype(np.float32, copy=False)
+        self._planes = _blur(image)
         self._pairs = sort_stably(_pairs(self._planes, False))
-        self._is_cpp_order = False
+        self._in_cpp_order: Items | None = None
+        # The first pass up to the first pair that the largest k so far refuses: larger ones share it.
+        self._parents = np.full(self._num_pixels, -1, np.int32)
+        self._last = np.zeros(self._num_pixels, np.float32)
+        self._start = 0
+        self._largest_k = 0.0
 
     def segment(self, k: float) -> Segments:
-        """Segments at one k: larger k, larger segments."""
-        parents = np.empty(self._num_pixels, np.int32)
-        if not _join(self._pairs, k, self._width, parents, self._is_cpp_order):
-            pairs = _pairs(self._planes, True)
-            sort_like_cpp(pairs, len(pairs))
-            self._pairs, self._is_cpp_order = _first_of_both(pairs, self._width, self._num_pixels), True
-            _join(self._pairs, k, self._width, parents, True)
+        """Segments at one k, which may not be smaller than in the call before: larger k, larger segments."""
+        if k < self._largest_k:
+            raise ValueError(f"k must not fall, but comes after {self._largest_k} as {k}")
+        self._largest_k = k
+        none = np.empty(0, np.uint64)
+        self._start, _ = _join(self._pairs, self._start, k, self._width, self._parents, self._last, none)
+        parents, apart = self._parents.copy(), np.empty_like(self._pairs[self._start :])
+        _, num_apart = _join(self._pairs, self._start, k, self._width, parents, self._last.copy(), apart)
+        parents = self._join_small(apart[:num_apart], parents)
         labels, sizes, boxes = _label(parents, self._width)
         return Segments(labels, sizes, boxes, _neighbours(labels, self._width, len(sizes)))
+
+    def _join_small(self, apart: Items, parents: Ints) -> Ints:
+        """The second pass, in the order of C++ if that matters."""
+        if self._in_cpp_order is None:
+            joined = parents.copy()
+            if _join_small(apart, self._width, joined, False):
+                return joined
+            both = _pairs(self._planes, True)
+            sort_like_cpp(both, len(both))
+            self._in_cpp_order = _first_of_both(both, self._width, self._num_pixels)
+        _join_small(_sorted_as(apart, self._in_cpp_order, self._num_pixels), self._width, parents, True)
+        return parents
+
+
+def _blur(image: npt.NDArray[np.uint8]) -> Floats:
+    """The blurred colour planes of uint8 [H, W, C], float32 [C, H, W]."""
+    blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), _SIGMA, sigmaY=_SIGMA)
+    return np.stack(cv2.split(blurred)).astype(np.float32, copy=False)
 
 
 @compiled("void(float32[:,:,::1], int64, boolean, float32[::1])")
@@ -123,18 +147,32 @@ def _pairs(planes: Floats, both_ways: bool) -> Items:
 
 @compiled("uint64[::1](uint64[::1], int32, int64)")
 def _first_of_both(pairs: Items, width: Scalar, num_pixels: Scalar) -> Items:
-    """Each pair as it first appears; the second time it can do nothing."""
-    seen = np.zeros((num_pixels, 2), np.bool_)
+    """Each pair as down or right, where it first appears; the second time it can do nothing."""
+    seen = np.zeros(4 * num_pixels, np.bool_)
     found = np.empty(len(pairs) // 2, np.uint64)
     count = 0
     for pair in pairs:
-        pixel, direction = np.int64(pair & _PLACE) // 4, np.int64(pair & np.uint64(3))
-        if direction == 0:
-            pixel -= width
-        elif direction == 1:
-            pixel -= 1
-        if not seen[pixel, direction & 1]:
-            seen[pixel, direction & 1] = True
+        place = np.int64(pair & _PLACE)
+        direction = place & 3
+        if direction < 2:
+            place += 2 - 4 * (1 if direction == 1 else width)
+        if not seen[place]:
+            seen[place] = True
+            found[count] = (pair & ~_PLACE) | np.uint64(place)
+            count += 1
+    return found
+
+
+@compiled("uint64[::1](uint64[::1], uint64[::1], int64)")
+def _sorted_as(some: Items, all_pairs: Items, num_pixels: Scalar) -> Items:
+    """Some of the pairs in the order of all."""
+    is_one = np.zeros(4 * num_pixels, np.bool_)
+    for pair in some:
+        is_one[np.int64(pair & _PLACE)] = True
+    found = np.empty_like(some)
+    count = 0
+    for pair in all_pairs:
+        if is_one[np.int64(pair & _PLACE)]:
             found[count] = pair
             count += 1
     return found
@@ -175,7 +213,17 @@ def _roots(parents: Ints, pair: Scalar, width: Scalar) -> tuple[Scalar, Scalar]:
 
 @compiled("boolean(uint64[::1], int32, int32[::1], boolean)")
 def _join_small(apart: Items, width: Scalar, parents: Ints, is_cpp_order: bool) -> Scalar:
-    """The second pass, over the pairs that the first one kept apart; arguments and result as of `_join`."""
+    """The second pass.
+
+    Args:
+        apart: Pairs that the first one refused, sorted.
+        width: Of the image.
+        parents: int32 [P], updated, as after the first pass.
+        is_cpp_order: Equal differences are in OpenCV's order.
+
+    Returns:
+        False if the result could depend on the order of equal differences, and that is not known.
+    """
     seen = np.full(len(parents), -1, np.int64)  # the group that met this root
     partner = np.zeros(len(parents), np.int32)  # and the other root of its pair there
     start = 0
@@ -212,37 +260,45 @@ def _join_small(apart: Items, width: Scalar, parents: Ints, is_cpp_order: bool) 
     return True
 
 
-@compiled("boolean(uint64[::1], float32, int32, int32[::1], boolean)")
-def _join(pairs: Items, k: Scalar, width: Scalar, parents: Ints, is_cpp_order: bool) -> Scalar:
-    """Both passes of the segmentation.
+@compiled("Tuple((int64, int64))(uint64[::1], int64, float32, int32, int32[::1], float32[::1], uint64[::1])")
+def _join(
+    pairs: Items, start: Scalar, k: Scalar, width: Scalar, parents: Ints, last: Floats, apart: Items
+) -> tuple[Scalar, Scalar]:
+    """The first pass.
 
     Args:
         pairs: Sorted.
+        start: The first pair to look at.
         k: See above.
         width: Of the image.
-        parents: int32 [P], overwritten: the parent of a pixel, or minus the number of pixels of its tree.
-        is_cpp_order: Equal differences are in OpenCV's order.
+        parents: int32 [P], updated: the parent of a pixel, or minus the number of pixels of its tree.
+        last: float32 [P], updated: the difference at which a tree was last joined, 0 for a single pixel.
+        apart: Receives the pairs that are refused; if it has no room at all, the first of them ends the pass.
 
     Returns:
-        False if the result could depend on the order of equal differences, and that is not known.
+        The pair that ended the pass, or the number of pairs; the number of refused pairs.
     """
-    parents[:] = -1
-    tolerance = np.full(len(parents), k, np.float32)
+    tolerance = np.empty(len(parents), np.float32)
+    for pixel in range(len(parents)):
+        tolerance[pixel] = last[pixel] + k / np.float32(max(-parents[pixel], 1))  # used at roots only
     bits = np.empty(1, np.uint32)
     weight = bits.view(np.float32)
-    apart = np.empty_like(pairs)
     num_apart = 0
-    for pair in pairs:
+    for position in range(start, len(pairs)):
+        pair = pairs[position]
         first, second = _roots(parents, pair, width)
         if first != second:
             bits[0] = pair >> np.uint64(32)
             if weight[0] <= tolerance[first] and weight[0] <= tolerance[second]:
                 root = _unite(parents, first, second)
+                last[root] = weight[0]
                 tolerance[root] = weight[0] + k / np.float32(-parents[root])
+            elif len(apart) == 0:
+                return position, 0
             else:
                 apart[num_apart] = pair
                 num_apart += 1
-    return _join_small(apart[:num_apart], width, parents, is_cpp_order)
+    return len(pairs), num_apart
 
 
 @compiled("Tuple((int32[::1], int32[::1], int32[:,::1]))(int32[::1], int32)")
@@ -283,26 +339,29 @@ def _neighbours(labels: Ints, width: Scalar, num_segments: Scalar) -> Ints:
     along these two do not touch each other, so an image of one row or column has no neighbours at all, and
     of the two diagonals only one counts.
     """
-    steps = np.array([1, width, width + 1], np.int32)
+    height = len(labels) // width
+    touching = np.empty((3 * len(labels), 2), np.int32)  # memory that is not written to costs nothing
     starts = np.zeros(num_segments + 1, np.int64)
-    seconds = np.empty(0, np.int32)
-    for is_filling in (False, True):
-        if is_filling:
-            total = 0
-            for segment in range(num_segments + 1):
-                starts[segment], total = total, total + starts[segment]
-            seconds = np.empty(total, np.int32)
-        for pixel in range(width + 1, len(labels)):
-            if pixel % width == 0:
+    count = 0
+    for row in range(1, height):
+        for pixel in range(row * width + 1, (row + 1) * width):
+            here = labels[pixel]
+            left, up, corner = labels[pixel - 1], labels[pixel - width], labels[pixel - width - 1]
+            if here == left and here == up and here == corner:
                 continue
-            label = labels[pixel]
-            for step in steps:
-                other = labels[pixel - step]
-                if other != label:
-                    first, second = min(label, other), max(label, other)
-                    if is_filling:
-                        seconds[starts[first]] = second
-                    starts[first] += 1
+            for other in (left, up, corner):
+                if other != here:
+                    touching[count, 0], touching[count, 1] = min(here, other), max(here, other)
+                    starts[touching[count, 0]] += 1
+                    count += 1
+    total = 0
+    for segment in range(num_segments + 1):
+        starts[segment], total = total, total + starts[segment]
+    seconds = np.empty(total, np.int32)
+    for position in range(count):
+        first = touching[position, 0]
+        seconds[starts[first]] = touching[position, 1]
+        starts[first] += 1
     # `starts` has moved to the ends of the lists.
     pairs = np.empty((len(seconds), 2), np.int32)
     seen = np.full(num_segments, -1, np.int32)

@@ -65,7 +65,7 @@ def test_small_and_long_images_give_opencvs_boxes(mode: str, shape: tuple[int, i
     assert as_set(selective_search(image, mode=mode)) == opencv_set(image, mode)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     height=st.integers(1, 40),

@@ -43,19 +43,28 @@ def test_equal_differences_are_taken_in_opencvs_order() -> None:
         graph = SegmentationGraph(image)
         for k in (30, 150, 450):
             np.testing.assert_array_equal(graph.segment(k).labels.reshape(60, 90), opencv_labels(image, k))
-        num_exact += graph._is_cpp_order
+        num_exact += graph._in_cpp_order is not None
 
     assert num_exact >= 5  # else the pictures do not show what they are for
 
 
-def test_the_exact_order_also_gives_opencvs_segments_where_it_is_not_needed() -> None:
+def test_cpp_order_holds_every_pair_once() -> None:
     image = cv2.resize(skimage.data.coffee(), (150, 100), interpolation=cv2.INTER_AREA)
     graph = SegmentationGraph(image)
     both = segmentation._pairs(graph._planes, True)
     segmentation.sort_like_cpp(both, len(both))
+
     once = segmentation._first_of_both(both, 150, 15000)
 
-    np.testing.assert_array_equal(once >> np.uint64(32), graph._pairs >> np.uint64(32))
+    np.testing.assert_array_equal(np.sort(once), np.sort(graph._pairs))
+
+
+def test_k_must_not_fall() -> None:
+    graph = SegmentationGraph(few_colours(0))
+    graph.segment(300)
+
+    with pytest.raises(ValueError, match="must not fall"):
+        graph.segment(150)
 
 
 def brute_force_neighbours(labels: npt.NDArray[np.int32]) -> list[list[int]]:
