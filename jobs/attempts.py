@@ -87,12 +87,31 @@ def start_ticks(pid: int) -> int:
     return 0 if fields[0] == "Z" else int(fields[19])
 
 
+_known: dict[str, tuple[tuple[int, int], Attempt]] = {}  # by path: inode and time of the file, its content
+
+
 def read_attempts(run_dir: Path) -> list[Attempt]:
     """Every attempt of a run in order; one whose file is not written yet is left out."""
-    attempts = []
-    for path in sorted((run_dir / "attempts").glob("[0-9]*/attempt.json")):
-        attempts.append(Attempt(**json.loads(path.read_text(encoding="utf-8"))))
-    return attempts
+    folder = f"{run_dir}/attempts"
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.isdigit())
+    except FileNotFoundError:
+        return []
+    found = (_read(f"{folder}/{name}/attempt.json") for name in names)
+    return [attempt for attempt in found if attempt is not None]
+
+
+def _read(path: str) -> Attempt | None:
+    """One attempt, read again only if its file is another one: an array leaves thousands of them."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - thousands of times
+        stamp = status.st_ino, status.st_mtime_ns
+        known = _known.get(path)
+        if known is None or known[0] != stamp:
+            known = _known[path] = stamp, Attempt(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    return known[1]
 
 
 def living_attempts(run_dir: Path) -> list[Attempt]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.attempts import Attempt, RunBusyError, attempt
-from jobs.config import Config, RunHeader, load, load_header
+from jobs.config import Config, RunHeader, RunKind, load, load_header, num_images
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
 from monitoring.journal import Journal
@@ -100,7 +100,7 @@ def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:
         "experiment": config.experiment or method,
         "method": method,
         "config_hash": header.id[-8:],
-        "num_images": header.num_images,
+        "num_images": num_images(run_dir, header),
     }
     journal.record("attempt", host=mine.host, slurm_job_id=mine.slurm_job_id, stage=stage)
     journal.record("run", state="evaluating" if stage == "evaluate" else "proposals", **run)
@@ -122,16 +122,23 @@ def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, jou
     from jobs import proposals
 
     if kind == "prepare":
-        index = proposals.prepare(config, run_dir, expected_fingerprint=header.fingerprint)
+        index = proposals.prepare(
+            config, run_dir, expected_fingerprint=header.fingerprint, num_shards=header.num_shards
+        )
         for reason, paths in index.refused.items():
             for path in paths:
                 journal.record("image_failed", path=path, reason=reason)
+        if header.kind is RunKind.proposals:  # else only the index was asked for
+            proposals.prepare_search(config)
     elif kind == "merge":
         proposals.merge(config, run_dir)
     elif kind == "shards":
         proposals.run_shards(config, run_dir, journal)
     else:
-        proposals.run_shard(config, run_dir, int(kind.removeprefix("shard:")), journal)
+        shard = int(kind.removeprefix("shard:"))
+        # An array is made before all headers are read; of very few usable images there are fewer shards.
+        if shard < proposals.num_shards(config, run_dir):
+            proposals.run_shard(config, run_dir, shard, journal)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

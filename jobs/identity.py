@@ -17,7 +17,7 @@ from jobs.config import Config, RunKind
 from univip.config import SEARCH, MethodName
 
 IDENTITY_FORMAT = 1
-_SEARCH_KEYS = ("proposals.mode",)
+_SEARCH_KEYS = ("proposals.mode", "proposals.engine")
 
 
 def run_id(config: Config, fingerprint: str, kind: RunKind) -> str:

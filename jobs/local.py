@@ -177,16 +177,16 @@ class _Supervisor:
             "stages": [asdict(state) for state in self._stages],
             "outcome": self._outcome,
         }
-        for name in {self._run_dir.name, run} - {""}:
-            try:
+        try:
+            for name in {self._run_dir.name, run} - {""}:
                 write_json(self._run_dir.parent / name / SUPERVISOR_FILE, document)
-                self._is_told = True
-            except OSError as error:
-                # A full disk does not end the stage: readers look at the process, not at its heartbeat.
-                if self._is_told:
-                    with suppress(OSError):  # the log lies on the same disk
-                        sys.stderr.write(f"`{SUPERVISOR_FILE}` of run `{name}` is not up to date: {error}\n")
-                self._is_told = False
+            self._is_told = True
+        except OSError as error:
+            # A full disk does not end the stage: readers look at the process, not at its heartbeat.
+            if self._is_told:
+                with suppress(OSError):  # the log lies on the same disk
+                    sys.stderr.write(f"`{SUPERVISOR_FILE}` is not up to date: {error}\n")
+            self._is_told = False
 
 
 def _lock(run_dir: Path, held: ExitStack) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.config import Config, data_dir, load_header
+from jobs.config import Config, data_dir, load_header, num_images
 from jobs.identity import config_hash
 from jobs.proposals import INDEX_NAME
 from monitoring import journal
@@ -20,13 +20,17 @@ from univip.config import MethodName, ViewsConfig
 from univip.data.batch import make_views
 from univip.data.images import ImageIndex
 from univip.data.loader import BatchSource, open_batches
+from univip.data.marks import add_marks
 from univip.data.plan import micro_batches
 from univip.data.proposals import ProposalStore
 from univip.data.samples import SampleReader
 from univip.engine.distributed import Group
+from univip.engine.reporting import Plan, Totals
+from univip.engine.sample_log import FILE_NAME as SAMPLES_NAME
+from univip.engine.sample_log import Marks, SampleLog
 from univip.engine.state import TrainState
 from univip.engine.step import StepSettings
-from univip.engine.trainer import Ending, Loaded, Plan, Totals, Trainer
+from univip.engine.trainer import Ending, Loaded, Trainer
 from univip.errors import DataError
 from univip.methods.build import make_method
 from univip.models.momentum import target_momentum
@@ -37,6 +41,7 @@ from univip.proposals.shards import STORE_NAME
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard
 from univip.resilience.ledger import Ledger
+from univip.resilience.watchdog import Watchdog
 from univip.types import Method
 
 
@@ -49,8 +54,9 @@ def train_rank(
     stop_requested: Callable[[], bool],
     still_owner: Callable[[], bool],
     totals: Totals,
+    on_hang: Callable[[str], None],
 ) -> Ending:
-    """Train to the target, or to a request to stop.
+    """Train to the target, or to a request to stop; `on_hang` ends this process where it cannot go on.
 
     Raises:
         ConfigError: If this world cannot hold the batch.
@@ -59,7 +65,8 @@ def train_rank(
     header = load_header(run_dir)
     # Before anything is loaded: a world that does not fit is refused at once.
     shares = micro_batches(config.train.global_batch, group.size, config.train.max_images_per_rank)
-    plan = make_plan(config, header.num_images, len(shares[0]))
+    images = num_images(run_dir, header)
+    plan = make_plan(config, images, len(shares[0]))
     method = fresh_method(config, group.device)
     optimizer = make_optimizer(config.optim, method.online)
     check_groups(optimizer, method)
@@ -71,11 +78,11 @@ def train_rank(
             method=str(config.method.name),
             config_hash=header.id.rpartition("-")[2],
             target_steps=plan.target,
-            num_images=header.num_images,
+            num_images=images,
             global_batch=config.train.global_batch,
         )
     trainer = Trainer(
-        TrainState(method, optimizer, Guard(config.resilience.max_consecutive_skips)),
+        TrainState(method, optimizer, Guard(config.resilience)),
         plan,
         partial(load_batches, make_source(config, run_dir, group), config, group.device),
         StepSettings(
@@ -93,6 +100,7 @@ def train_rank(
             observer=observer,
         ),
         ledger=Ledger(run_dir / "ledger.jsonl"),
+        samples=SampleLog(run_dir / SAMPLES_NAME),
         checkpoint=config.checkpoint,
         resilience=config.resilience,
         observer=observer,
@@ -105,7 +113,14 @@ def train_rank(
         ),
         totals=totals,
     )
-    return trainer.run()
+    with Watchdog(
+        trainer.clock,
+        position=lambda: trainer.state.data_step,
+        observer=observer,
+        give_up_s=config.resilience.hang_timeout_s,
+        on_hang=on_hang,
+    ):
+        return trainer.run()
 
 
 def fresh_method(config: Config, device: torch.device) -> Method:
@@ -194,6 +209,7 @@ def load_batches(
                 data_step,
                 [partial(make_views, batch, config.views.instance_views, device) for batch in batches],
                 counts,
+                Marks(*(add_marks(marks) for marks in zip(*(batch.marks for batch in batches), strict=True))),
                 [failure._asdict() for batch in batches for failure in batch.failures],
             )
     finally:

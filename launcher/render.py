@@ -68,6 +68,19 @@ def fact_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     _console().print(table)
 
 
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of figures under their heads, to stdout."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(heads):
+        drawn.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    _console().print(drawn)
+
+
 class Progress:
     """Progress of one run while somebody waits: a moving line in a terminal, plain lines elsewhere."""
 
@@ -151,7 +164,7 @@ def progress_line(summary: Summary) -> str:
     if summary.done is not None and summary.target and summary.state.stage != "evaluate":
         parts.append(f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target} {unit}")
     if summary.shards_done is not None:
-        parts.append(f"{summary.shards_done} shards done")
+        parts.append(f"{summary.shards_done}/{summary.num_shards} shards")
     if summary.rate is not None:
         parts.append(f"{summary.rate:.1f} images/s")
     if summary.loss is not None:

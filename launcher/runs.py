@@ -162,7 +162,7 @@ def read_state(run_dir: Path) -> RunState:
     if (owner and owner.is_alive()) or any(attempt.is_alive() for attempt in attempts):
         return RunState(State.running, stage, attempt=number)
     ended = _last_of(remaining[0], run_dir.parent, request.submitted if request else 0.0)
-    if owner and owner.outcome and (request is None or owner.request == request.id):
+    if owner and owner.outcome not in ("", "done") and (request is None or owner.request == request.id):
         if owner.outcome == "cancelled":
             return RunState(State.cancelled, stage, attempt=number, message="asked to stop")
         if ended and ended.cause:  # the stage knows more of its end than its exit status tells
@@ -170,7 +170,7 @@ def read_state(run_dir: Path) -> RunState:
         return RunState(State.failed, stage, owner.cause, number)
     if (run_dir / CANCELLED_FILE).exists():
         return RunState(State.cancelled, stage, attempt=number, message="asked to stop")
-    if ended is None:
+    if ended is None or ended.exit_code == ExitCode.DONE:  # done, but not of what there is now
         return RunState(
             State.queued if (run_dir / JOBS_FILE).exists() else State.stopped, stage, attempt=number
         )

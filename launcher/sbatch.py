@@ -56,7 +56,7 @@ def slurm_jobs(plan: Plan) -> list[SlurmJob]:
     jobs = []
     for stage in plan.request.stages:
         if not stage.is_done(runs):
-            kinds = [f"shard:{n}" for n in range(plan.num_shards)] if stage.kind == "shards" else [stage.kind]
+            kinds = [f"shard:{n}" for n in plan.shards_left] if stage.kind == "shards" else [stage.kind]
             parameters = _parameters(stage, plan.config.cluster)
             jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
     return jobs

@@ -9,25 +9,48 @@ from pathlib import Path
 
 import click
 
-# Benchmark -> entry point, by name: running one loads torch. Each takes the folder of photographs.
-_BENCHMARKS = {"step": "jobs.bench:step", "filter": "jobs.bench_filter:filter_"}
+# Benchmark -> entry point, by name: running one loads torch or OpenCV.
+_BENCHMARKS = {
+    "step": "jobs.bench:step",
+    "proposals": "jobs.bench_proposals:proposals",
+    "filter": "jobs.bench_filter:filter_",
+    "checkpoint": "jobs.bench_checkpoint:checkpoint",
+}
 
 
 @click.command()
 @click.argument("name", metavar="NAME", type=click.Choice(list(_BENCHMARKS)))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def command(name: str, as_json: bool) -> None:
-    """Measure one part on one core, against a reference measured in turn with it: about half a minute.
+def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure one part on one core, against a reference measured in turn with it.
 
-    NAME is step: the whole training path, against the bare network on ready-made tensors; or filter: both
-    filtered lists of boxes, against one box at a time in Python.
+    NAME is step: the whole training path, against the bare network on ready-made tensors; proposals:
+    selective search, against OpenCV's; filter: both filtered lists of boxes, against one box at a time in
+    Python; or checkpoint: time that saves block the training loop, against torch.save in the loop.
+
+    Photographs are those that come with scikit-image; for proposals also your own: `data=coco data.root=...
+    data.split=... proposals.mode=...`. Checkpoints are written below TMPDIR.
     """
     from launcher import render
-    from launcher.demo_data import make_demo_data
+    from launcher.demo_data import copy_photographs, make_demo_data
 
+    measure = pkgutil.resolve_name(_BENCHMARKS[name])
     with tempfile.TemporaryDirectory(prefix="univip-bench-") as folder:
-        photographs = make_demo_data(Path(folder) / "photographs")
-        result = pkgutil.resolve_name(_BENCHMARKS[name])(photographs)
+        photographs = Path(folder) / "photographs"
+        if name != "proposals" and overrides:
+            raise click.UsageError(f"`univip bench {name}` takes no options: its sizes are fixed.")
+        if name == "checkpoint":
+            result = measure(Path(folder))
+        elif name != "proposals":
+            result = measure(make_demo_data(photographs))
+        else:
+            from jobs.compose import compose
+
+            if not any(each.startswith("data.root=") for each in overrides):
+                copy_photographs(photographs)
+                overrides = ("data=folder", f"data.root={photographs}", *overrides)
+            result = measure(compose(overrides))
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -35,8 +58,8 @@ def command(name: str, as_json: bool) -> None:
     render.fact_table(
         f"univip bench {name}",
         [
-            ("value", f"{result['value']:.1f} {unit}"),
-            ("reference", f"{result['reference']:.1f} {unit}, {result['reference_name']}"),
+            ("value", f"{result['value']:.4g} {unit}"),
+            ("reference", f"{result['reference']:.4g} {unit}, {result['reference_name']}"),
             ("ratio", f"{result['ratio']:.3f}, {result['better']} is better"),
             *((key.replace("_", " "), _text(detail)) for key, detail in result["details"].items()),
         ],

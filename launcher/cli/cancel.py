@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
+from launcher.cli import completing
 from launcher.errors import RefusedError
 from launcher.runs import JOBS_FILE, Owner, find_run, what_next
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.option("--now", is_flag=True, help="Kill it; what it did since the last checkpoint is lost.")
 def command(run: str, now: bool) -> None:
     """Stop a run: it writes a checkpoint first, and `univip resume` goes on from there."""

@@ -28,9 +28,12 @@ _VERBS = {
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
+    "audit": "Was every sample seen exactly once in each epoch?",
+    "export": "The backbone's weights, for torchvision, timm or detectron2.",
     "digest": "SHA-256 over the last checkpoint's tensors.",
     "proposals": "Look at boxes, and at samples made with them.",
     "bench": "How fast this version is on one core.",
+    "completion": "Complete verbs, runs and keys in the shell.",
 }
 
 

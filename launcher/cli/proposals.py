@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
+from launcher.cli.proposals_look import show, stats
+
 if TYPE_CHECKING:
     from jobs.config import Config
 
@@ -20,28 +23,8 @@ def command() -> None:
     """Look at boxes and samples; import, filter and export boxes."""
 
 
-@command.command()
-@click.argument("run")
-@click.argument("image")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="PNG file (default: IMAGE.png here).")
-@click.option("--sample", is_flag=True, help="Draw a sample instead: scenes, instances, augmented pixels.")
-@click.option("--epoch", type=click.IntRange(min=0), help="Which sample of the image (default: 0).")
-def show(run: str, image: str, output: Path | None, sample: bool, epoch: int | None) -> None:
-    """Draw the boxes of an image: RUN has made them or uses them; IMAGE is an id or a row such as #0.
-
-    With --sample, what RUN trains on: RUN is a training run, and the sample is the one of that epoch.
-    """
-    from launcher.runs import find_run
-
-    if epoch is not None and not sample:
-        raise click.UsageError("`--epoch` must come with `--sample`: boxes are the same in every epoch.")
-    # By name: drawing loads OpenCV and Arrow, and a sample torch.
-    if sample:
-        write_sample = pkgutil.resolve_name("jobs.picture:write_sample")
-        click.echo(write_sample(find_run(run), image, output, epoch=epoch or 0))
-    else:
-        write_picture = pkgutil.resolve_name("jobs.picture:write_picture")
-        click.echo(write_picture(find_run(run), image, output))
+command.add_command(show)
+command.add_command(stats)
 
 
 @command.command("import")
@@ -103,7 +86,7 @@ def import_(words: tuple[str, ...], as_json: bool) -> None:
 
 
 @command.command("filter")
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.argument("overrides", nargs=-1, metavar="[proposals.KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help='Print {"run", "run_dir", "boxes"}.')
 def filter_(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -130,7 +113,7 @@ def filter_(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
         raise ConfigError(
             f"the limits must differ from those of `{header.id}`, but do not.",
             where=str(source_dir),
-            fix=f"univip proposals show {header.id} '#0'",
+            fix=f"univip proposals show '#0' {header.id}",
         )
     run_dir = make_run(config, header)
     with render.progress("filtering", header.num_images, "images") as tell:
@@ -143,7 +126,7 @@ def filter_(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--min-size", type=int, metavar="PX", help="A filtered list instead of the raw boxes.")
 def export(run: str, file: Path, min_size: int | None) -> None:

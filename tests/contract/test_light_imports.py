@@ -13,7 +13,7 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.requests import Request, stages_of
 from univip.config import DataConfig
 
-HEAVY = ["torch", "torchvision", "cv2", "pyarrow"]
+HEAVY = ["torch", "torchvision", "cv2", "numba", "pyarrow"]
 CONFIGURATION = ["hydra", "omegaconf"]
 PROGRAM = """
 import json, sys
@@ -64,6 +64,13 @@ def test_looking_at_runs_loads_neither_the_method_nor_the_configuration(
     run_dir: Path, arguments: list[str]
 ) -> None:
     assert loaded(arguments, run_dir.parent, [*HEAVY, *CONFIGURATION, "numpy", "submitit"]) == (0, [])
+
+
+def test_an_export_needs_no_torch(run_dir: Path) -> None:
+    assert loaded(["export", "@last"], run_dir.parent, [*HEAVY, *CONFIGURATION]) == (
+        1,
+        [],
+    )  # no checkpoint yet
 
 
 @pytest.mark.parametrize("cluster", ["local", "slurm"])

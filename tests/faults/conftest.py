@@ -23,6 +23,7 @@ import PIL.Image
 import pytest
 
 from jobs import proposals
+from jobs.audit import audit
 from jobs.compose import compose
 from jobs.config import RunHeader, RunKind, store
 from monitoring import journal
@@ -60,6 +61,14 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    def lost(self) -> list[int]:
+        """Data steps that were left out by decision; every other one was applied once, as planned."""
+        found = audit(self.directory)
+        assert found["is_proved"], found
+        lost = [step for each in found["lost"] for step in range(each["start"], each["stop"])]
+        assert found["applied"] == TARGET - len(lost)
+        return lost
 
     def digest(self) -> str:
         assert layout.data_steps(self.checkpoints)[-1] == TARGET

@@ -32,7 +32,7 @@ LATEST = "latest"
 ABANDONED = "abandoned"
 TEMPORARY_PREFIX = ".tmp-"
 _NAME = re.compile(r"step-(\d{9,})")
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 24  # after each, a thread may have to wait for the interpreter
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ class CheckpointManager:
             0,
             0.0,
         )  # data step and Unix time of the newest durable checkpoint of this process
+        self._host: dict[str, Tensor] = {}  # what is written, by name; kept, as fresh memory is slow to touch
+        self.unfit: set[int] = set()  # data steps of checkpoints that can never become healthy
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -143,7 +145,7 @@ class CheckpointManager:
                 )
             else:
                 return Found(data_step, passed_over)
-        if passed_over:
+        if passed_over and at_most is None:
             raise CheckpointError(
                 f"every checkpoint is damaged: {', '.join(layout.name_of(step) for step in passed_over)}",
                 where=str(self.directory),
@@ -182,7 +184,7 @@ class CheckpointManager:
         """
         start = time.perf_counter()
         self.wait()
-        tensors = {name: _to_host(tensor) for name, tensor in state.tensors().items()}
+        self._host = _to_host(state.tensors(), self._host)
         manifest = Manifest(
             format=layout.FORMAT,
             data_step=state.data_step,
@@ -197,7 +199,7 @@ class CheckpointManager:
         blocked_s = time.perf_counter() - start
         self._error = None
         self._thread = threading.Thread(
-            target=self._write, args=(tensors, manifest, blocked_s), name="checkpoint-writer", daemon=True
+            target=self._write, args=(self._host, manifest, blocked_s), name="checkpoint-writer", daemon=True
         )
         self._thread.start()
         if wait:
@@ -278,7 +280,7 @@ class CheckpointManager:
         """
         steps = layout.data_steps(self.directory)
         healthy = [step for step in steps if self.is_healthy(step)][-2:]
-        unproven = [step for step in steps if step > max(healthy, default=-1)]
+        unproven = [step for step in steps if step > max(healthy, default=-1) and step not in self.unfit]
         kept = {*steps[-self.keep_last :], *healthy, *unproven[:1]}
         for data_step in steps:
             if data_step not in kept:
@@ -295,9 +297,17 @@ class CheckpointManager:
             path.unlink()
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    """A contiguous copy in host memory, independent of the original."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+def _to_host(tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies in host memory, independent of the originals; in the buffers where they fit."""
+    copies: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        copy = buffers.get(name)
+        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = copy.copy_(tensor.detach(), non_blocking=True)
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
 
 
 def _free_name(path: Path) -> Path:

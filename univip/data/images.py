@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from univip.data import arrow
 from univip.data.scan import Scan
@@ -84,6 +85,12 @@ class ImageIndex:
     def path(self, row: int) -> str:
         """Path of row i, relative to `data.root`."""
         return str(self._paths[row])
+
+    def rows_of(self, name: str) -> list[int]:
+        """Rows whose path is `name`, or ends with it after a slash."""
+        found = pc.or_(pc.equal(self._paths, name), pc.ends_with(self._paths, f"/{name}"))
+        rows: list[int] = pc.indices_nonzero(found).to_pylist()
+        return rows
 
     def row(self, image_id: int) -> int:
         """Row of an image id.

@@ -1,8 +1,10 @@
 """Which photographs a run uses: ids, paths and sizes, from COCO annotations or from a plain folder.
 
 Standard library only (Pillow where a folder is scanned): `univip submit` scans on the login node, names the
-run after the fingerprint, and must not wait for NumPy or Arrow. The fingerprint covers ids, file names and
-sizes but neither the root nor the folders below it, so a data set that was moved is still the same data set.
+run after the fingerprint, and must not wait for NumPy or Arrow. The fingerprint of COCO annotations covers
+ids, file names and sizes but neither the root nor the folders below it; that of a folder covers the relative
+path and the length in bytes of every photograph. So a data set that was moved is still the same data set,
+and a folder of a million files has its name after listing it, long before a million headers are read.
 """
 
 from __future__ import annotations
@@ -44,23 +46,43 @@ class Scan:
     Attributes:
         rows: In the order of the annotation file, or sorted by path for a folder.
         refused: Relative paths of images that are left out, by one of `univip.data.decode.REASONS`.
-        fingerprint: SHA-256 (hex) over ids, file names and sizes of `rows` in order.
+        fingerprint: SHA-256 (hex): of COCO, over ids, file names and sizes of `rows` in order; of a folder,
+            over paths and lengths of its photographs, usable or not.
         exif: Whether sizes and pixels follow the EXIF orientation (folders) or the file as it lies (COCO).
+        num_listed: Photographs of a folder, if only some of them were looked at; else 0.
     """
 
     rows: list[Row]
     refused: dict[str, list[str]]
     fingerprint: str
     exif: bool
+    num_listed: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """Usable photographs; of a folder that was only listed, all of them."""
+        return self.num_listed or len(self.rows)
+
+    @property
+    def pixels(self) -> float:
+        """Of all images together; of a folder that was only listed, about."""
+        seen = float(sum(row.width * row.height for row in self.rows))
+        return seen * self.num_images / len(self.rows)
 
     @property
     def layout(self) -> str:
-        """SHA-256 (hex) over the paths of `rows`: of equal fingerprints, which folders the files lie in."""
+        """SHA-256 (hex) over the paths: of equal fingerprints, which folders the files lie in."""
+        if self.exif:  # of a folder the fingerprint covers them
+            return self.fingerprint
         return hashlib.sha256("\n".join(row.path for row in self.rows).encode()).hexdigest()
 
 
-def scan(config: DataConfig) -> Scan:
+def scan(config: DataConfig, *, most_headers: int = 0) -> Scan:
     """List the photographs that `config` asks for.
+
+    Args:
+        config: Where they are.
+        most_headers: Of a larger folder, read the headers of only so many files, evenly spaced; 0 = of all.
 
     Raises:
         ConfigError: If `data.split` is not a name or a list of names.
@@ -77,7 +99,14 @@ def scan(config: DataConfig) -> Scan:
     rows: list[Row] = []
     refused: dict[str, list[str]] = {}
     paths: dict[int, str] = {}
-    for row, reason in islice(_listed(config), config.max_images or None):
+    is_folder = config.format == DataFormat.folder
+    files, num_listed = _files(root, config) if is_folder else [], 0
+    looked_at = [path for path, _ in files]
+    if 0 < most_headers < len(files):
+        num_listed = len(files)
+        looked_at = [files[number * num_listed // most_headers][0] for number in range(most_headers)]
+    found = _read_headers(root, looked_at, config) if is_folder else _scan_coco(root, config)
+    for row, reason in islice(found, config.max_images or None):
         if reason:
             refused.setdefault(reason, []).append(row.path)
             continue
@@ -98,7 +127,8 @@ def scan(config: DataConfig) -> Scan:
             where=f"{root}{first and f', such as {first}'}",
             fix=limit if set(refused) == {"too_large"} else "data.root=/path/to/photographs",
         )
-    return Scan(rows, refused, fingerprint(rows), exif=config.format == DataFormat.folder)
+    name = listing_fingerprint(files) if is_folder else fingerprint(rows)
+    return Scan(rows, refused, name, exif=is_folder, num_listed=num_listed)
 
 
 def listed(config: DataConfig) -> Iterator[tuple[Row, str]]:
@@ -112,14 +142,21 @@ def listed(config: DataConfig) -> Iterator[tuple[Row, str]]:
 
 def _listed(config: DataConfig) -> Iterator[tuple[Row, str]]:
     root = Path(config.root)
-    return _scan_folder(root, config) if config.format == DataFormat.folder else _scan_coco(root, config)
+    if config.format == DataFormat.folder:
+        return _read_headers(root, [path for path, _ in _files(root, config)], config)
+    return _scan_coco(root, config)
+
+
+def listing_fingerprint(files: Iterable[tuple[str, int]]) -> str:
+    """SHA-256 (hex) over paths and lengths in bytes, in order."""
+    digest = hashlib.sha256()
+    for path, length in files:
+        digest.update(f"{path}\0{length}\n".encode())
+    return digest.hexdigest()
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
-    """SHA-256 (hex) over ids, file names and sizes, in order.
-
-    The last part of the path is enough: in a folder the id already covers the whole of it.
-    """
+    """SHA-256 (hex) over ids, file names without their folders, and sizes, in order."""
     digest = hashlib.sha256()
     for row in rows:
         name = row.path.rpartition("/")[2]
@@ -132,8 +169,8 @@ def path_id(path: str) -> int:
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") >> 1
 
 
-def _scan_folder(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
-    """Rows of every photograph below `root`, with the reason where one cannot be used."""
+def _read_headers(root: Path, paths: Iterable[str], config: DataConfig) -> Iterator[tuple[Row, str]]:
+    """Rows of photographs of a folder, with the reason where one cannot be used."""
     from univip.data.decode import read_size
 
     def read(path: str) -> tuple[Row, str]:
@@ -143,37 +180,59 @@ def _scan_folder(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
             return Row(0, path, 0, 0), error.reason
         return Row(path_id(path), path, width, height), ""
 
-    # The slice saves reading headers that nobody asks for.
-    names = sorted(_photographs(root))[: config.max_images or None]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        yield from pool.map(read, names)
+        yield from pool.map(read, paths)
 
 
-def _photographs(root: Path) -> Iterator[str]:
-    """Relative paths of all photographs; follows links to folders, each real folder once."""
+def _files(root: Path, config: DataConfig) -> list[tuple[str, int]]:
+    """Relative paths and lengths in bytes of the photographs of a folder, sorted."""
+    return sorted(_photographs(str(root)))[: config.max_images or None]
+
+
+def _photographs(root: str) -> Iterator[tuple[str, int]]:
+    """Relative path and length in bytes of all photographs; follows links, each real folder once."""
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        real = os.path.realpath(f"{root}/{folder}")
         if real in seen:
-            subfolders.clear()
             continue
         seen.add(real)
-        # In order, so that of two links to one folder the same one counts on every machine.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            path = Path(folder, name)
-            if path.suffix.lower() not in PHOTO_SUFFIXES or name.startswith("."):
+        inner = []
+        try:
+            entries = list(os.scandir(f"{root}/{folder}"))
+        except PermissionError:  # the `lost+found` of a disk is nobody's data
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
                 continue
-            relative = path.relative_to(root).as_posix()
-            try:
-                relative.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(
-                    "file names must be UTF-8, but one is not.",
-                    where=os.fsencode(path).decode(errors="backslashreplace"),
-                    fix="rename it",
-                ) from error
-            yield relative
+            relative = folder + entry.name
+            if entry.is_dir():
+                inner.append(f"{relative}/")
+            elif os.path.splitext(entry.name)[1].lower() in PHOTO_SUFFIXES:  # noqa: PTH122 - a million times
+                yield _checked(relative, root), _length(entry)
+        # In order, so that of two links to one folder the same one counts on every machine.
+        folders += sorted(inner, reverse=True)
+
+
+def _checked(relative: str, root: str) -> str:
+    try:
+        relative.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "file names must be UTF-8, but one is not.",
+            where=os.fsencode(f"{root}/{relative}").decode(errors="backslashreplace"),
+            fix="rename it",
+        ) from error
+    return relative
+
+
+def _length(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a link to nowhere: reading its header will say so
+        return 0
 
 
 def _scan_coco(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:

@@ -30,9 +30,9 @@ import numpy as np
 
 from univip.data.decode import decode
 from univip.errors import ImageError, UnivipError
-from univip.proposals.cost import PATIENCE, search_seconds
+from univip.proposals.cut import PATIENCE, search_seconds
 from univip.proposals.filters import filter_boxes
-from univip.proposals.search import selective_search
+from univip.proposals.search import prepare_engine, selective_search
 
 if TYPE_CHECKING:
     from univip.types import Boxes
@@ -54,6 +54,7 @@ class SearchSettings:
     """What is the same for all images of a data set."""
 
     mode: str
+    engine: str
     min_sizes: tuple[int, ...]  # px
     max_ratio: float
     max_iou: float
@@ -85,7 +86,7 @@ def search_image(task: SearchTask, settings: SearchSettings) -> SearchResult:
         image = decode(task.path, exif=settings.exif, max_pixels=settings.max_pixels, size=task.size)
     except ImageError as error:
         return _without_boxes(error.reason, settings, time.perf_counter() - start)
-    raw = selective_search(image, mode=settings.mode, key=task.image_id)
+    raw = selective_search(image, mode=settings.mode, engine=settings.engine, key=task.image_id)
     # Here rather than at the merge, where it would wait for one core.
     filtered = [
         filter_boxes(raw, min_size_px=size, max_ratio=settings.max_ratio, max_iou=settings.max_iou)
@@ -181,7 +182,7 @@ class _Searcher:
         self._process = context.Process(target=_serve, args=(theirs, settings), daemon=True)
         self._process.start()
         theirs.close()  # so that reading ends when the process does
-        self._mode = settings.mode
+        self._settings = settings
         self._has_started = False
         self.position = -1
         self.deadline_s = 0.0
@@ -189,7 +190,7 @@ class _Searcher:
     def take(self, position: int, task: SearchTask, timeout_s: float) -> None:
         """Hand it the next image; a process that has just died is noticed when it is to answer."""
         self.position = position
-        usual_s = search_seconds(task.size[0] * task.size[1], self._mode)
+        usual_s = search_seconds(task.size[0] * task.size[1], self._settings.engine, self._settings.mode)
         self._limit_s = max(timeout_s, PATIENCE * usual_s)
         self._begin(self._limit_s if self._has_started else _START_LIMIT_S)
         with suppress(OSError):
@@ -233,19 +234,21 @@ def _ready(searchers: Sequence[_Searcher]) -> list[_Searcher]:
 
 
 def _serve(connection: Connection, settings: SearchSettings) -> None:
-    """What a process does: one image after the other, one thread, signals left to the parent."""
+    """What a process does: load everything, then search one image after the other, on one thread."""
     cv2.setNumThreads(1)
     for number in (signal.SIGINT, signal.SIGUSR2):  # Ctrl-C, and SLURM's warning before the time limit
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with_parent, daemon=True).start()
-    connection.send(None)
-    while True:
-        task = connection.recv()
-        try:
-            answer: SearchResult | UnivipError = search_image(task, settings)
-        except UnivipError as error:  # of the request: no image could be searched
-            answer = error
-        connection.send(answer)
+    prepare_engine(settings.engine)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # when the parent has no more use for it
+        connection.send(None)
+        while True:
+            task = connection.recv()
+            try:
+                answer: SearchResult | UnivipError = search_image(task, settings)
+            except UnivipError as error:  # of the request: no image could be searched
+                answer = error
+            connection.send(answer)
 
 
 def _exit_with_parent() -> None:

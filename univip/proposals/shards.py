@@ -10,24 +10,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import PIL
 import pyarrow as pa
 
-from univip.atomic import replacing
+from univip.atomic import remove_leftovers, replacing
 from univip.config import DataConfig, ProposalsConfig
 from univip.data import proposals as store_format
 from univip.data.images import ImageIndex
 from univip.data.proposals import OK, RAW, ProposalStore, column, file_sha256, report_path
 from univip.errors import DataError, UnivipError
 from univip.observe import Observer
+from univip.proposals.cut import FOLDER, count_shards, cut, search_seconds, shard_file
 from univip.proposals.pool import SearchResult, SearchSettings, SearchTask, search_images
 from univip.proposals.search import VERSION
 
@@ -48,9 +52,18 @@ class ShardedSearch:
     """
 
     def __init__(
-        self, index: ImageIndex, data: DataConfig, proposals: ProposalsConfig, run_dir: Path
+        self,
+        index: ImageIndex,
+        data: DataConfig,
+        proposals: ProposalsConfig,
+        run_dir: Path,
+        borders: Sequence[int] | None = None,
     ) -> None:
-        """Shards lie in `run_dir/shards`, the store in `run_dir`; photographs in `data.root`."""
+        """Shards lie in `run_dir/shards`, the store in `run_dir`; photographs in `data.root`.
+
+        `borders` says where shards begin and end, as `univip.proposals.cut.cut` has it; by default it is
+        asked, for the cores of this machine.
+        """
         self._index = index
         self._root = Path(data.root)
         self._processes = proposals.processes
@@ -58,18 +71,20 @@ class ShardedSearch:
         self._run_dir = run_dir
         self._settings = SearchSettings(
             mode=str(proposals.mode),
+            engine=str(proposals.engine),
             min_sizes=tuple(proposals.min_sizes),
             max_ratio=proposals.max_ratio,
             max_iou=proposals.max_iou,
             exif=index.exif,
             max_pixels=data.max_pixels,
         )
-        step = proposals.shard_images
-        self.shards = [range(start, min(start + step, len(index))) for start in range(0, len(index), step)]
+        if borders is None:
+            borders = make_borders(index, proposals)
+        self.shards = [range(start, stop) for start, stop in pairwise(borders)]
         self.provenance: dict[str, Any] = {
             "store": store_format.FORMAT,
-            "engine": "opencv",
             "mode": str(proposals.mode),
+            "engine": str(proposals.engine),
             "min_sizes": list(proposals.min_sizes),
             "max_ratio": proposals.max_ratio,
             "max_iou": proposals.max_iou,
@@ -142,6 +157,8 @@ class ShardedSearch:
             reason for report in reports for reason, paths in report["failed"].items() for _ in paths
         )
         if failed.total() == len(self._index):
+            for shard in range(len(self.shards)):  # so that each is searched again
+                report_path(self._shard_path(shard)).unlink(missing_ok=True)
             raise DataError(
                 f"at least one of the {len(self._index)} images must be usable, but none is: "
                 f"{', '.join(f'{number} {reason}' for reason, number in failed.items())}.",
@@ -150,7 +167,7 @@ class ShardedSearch:
             )
 
     def _shard_path(self, shard: int) -> Path:
-        return self._run_dir / "shards" / f"shard-{shard:05d}.arrow"
+        return self._run_dir / FOLDER / shard_file(shard)
 
     def _search(self, shard: int, observer: Observer) -> list[SearchResult]:
         """Results of a shard in the order of its rows, reporting on the way."""
@@ -188,6 +205,8 @@ class ShardedSearch:
         self, path: Path, rows: range, boxes: Iterable[pa.RecordBatch], seconds: float, core_seconds: float
     ) -> Report:
         """Write a store, then the report that makes it count as finished."""
+        for each in (path, report_path(path)):
+            remove_leftovers(each)
         # The version of the code is told and not compared: a new release keeps what an old one has made.
         made_by = {"code_version": importlib.metadata.version("univip")}
         store_format.write_store(path, boxes, self.provenance | made_by)
@@ -226,6 +245,8 @@ class ShardedSearch:
         """Reports of all shards, if all are finished."""
         found = [self._finished(self._shard_path(shard), rows) for shard, rows in enumerate(self.shards)]
         unfinished = [str(shard) for shard, report in enumerate(found) if report is None]
+        for shard in unfinished:  # what does not count any more must not look finished to the next request
+            report_path(self._shard_path(int(shard))).unlink(missing_ok=True)
         if unfinished:
             raise UnivipError(
                 f"all {len(found)} shards must be finished before the merge, but {len(unfinished)} are not.",
@@ -236,6 +257,26 @@ class ShardedSearch:
 
     def _paths(self, image_ids: Iterable[int]) -> list[str]:
         return [self._index.path(self._index.row(image_id)) for image_id in image_ids]
+
+
+def make_borders(index: ImageIndex, proposals: ProposalsConfig, num_shards: int = 0) -> list[int]:
+    """Borders of the shards of an index.
+
+    Args:
+        index: The photographs.
+        proposals: Search engine and mode, and how large a shard is to be.
+        num_shards: How many; 0 asks for shards of `shard_minutes` on as many cores as this machine has.
+    """
+    pixels = index.sizes.astype(np.int64).prod(1).tolist()
+    if not num_shards:
+        cores = proposals.processes or len(os.sched_getaffinity(0))
+        num_shards = count_shards(
+            len(index),
+            search_seconds(sum(pixels), str(proposals.engine), str(proposals.mode)),
+            shard_core_seconds=60 * proposals.shard_minutes * cores,
+            most_images=proposals.shard_images,
+        )
+    return cut(pixels, min(num_shards, len(index)))
 
 
 def _num_failed(report: Report) -> int:

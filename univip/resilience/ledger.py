@@ -26,11 +26,13 @@ class Rollback:
         target: Data step of the checkpoint returned to.
         at: Data step after which the state was found bad.
         window: Data steps [start, stop) that will not be trained on.
+        calm_steps: Data steps after the target that are computed calmly.
     """
 
     target: int
     at: int
     window: tuple[int, int]
+    calm_steps: int = 0
 
 
 @dataclass
@@ -49,6 +51,11 @@ class Decisions:
     def windows(self) -> set[int]:
         """Data steps that rollbacks jump over."""
         return {step for rollback in self.rollbacks for step in range(*rollback.window)}
+
+    @property
+    def calm(self) -> list[tuple[int, int]]:
+        """Stretches [start, stop) of data steps to be computed calmly."""
+        return [(each.target, each.target + each.calm_steps) for each in self.rollbacks if each.calm_steps]
 
     def abandoned(self, checkpoints: dict[int, int]) -> list[int]:
         """Checkpoints of futures the run turned away from.
@@ -125,5 +132,7 @@ class Ledger:
                 decisions.skipped.add(record["data_step"])
             elif record["kind"] == "rollback":
                 start, stop = record["window"]
-                decisions.rollbacks.append(Rollback(record["target"], record["at"], (start, stop)))
+                decisions.rollbacks.append(
+                    Rollback(record["target"], record["at"], (start, stop), record.get("calm_steps", 0))
+                )
         return decisions

@@ -16,7 +16,7 @@ from jobs import base
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
 from monitoring.journal import read
-from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
+from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.scan import scan
 from univip.errors import RollbackExhaustedError
 
@@ -41,7 +41,9 @@ def run_dir(tmp_path: Path) -> Path:
     for number in range(2):
         PIL.Image.effect_noise((80, 70), 60 + number).save(photographs / f"{number}.png")
     data = DataConfig(format=DataFormat.folder, root=str(photographs))
-    boxes = ProposalsConfig(mode=SearchMode.single, min_sizes=[8], shard_images=1, processes=1)
+    boxes = ProposalsConfig(
+        mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[8], shard_images=1, processes=1
+    )
     fingerprint = scan(data).fingerprint
     store(Config(data=data, proposals=boxes), RunHeader(run.name, RunKind.proposals, fingerprint, 2), run)
     return run
@@ -88,6 +90,16 @@ def test_wrong_data_ends_with_77_and_three_lines(run_dir: Path, capfd: pytest.Ca
     assert len(said.splitlines()) == 3
     [mine] = read_attempts(run_dir)
     assert (mine.exit_code, mine.cause, mine.ended is None) == (77, "refused", False)
+    assert mine.message == said.rstrip("\n")
+
+
+def test_photographs_left_out_of_the_index_are_named_in_the_journal(run_dir: Path) -> None:
+    (run_dir.parent / "photographs" / "letter.jpg").write_text("hello")
+
+    assert base.run_job("prepare", str(run_dir)) == 0
+
+    [failed] = [record for record in read(run_dir) if record["kind"] == "image_failed"]
+    assert (failed["path"], failed["reason"]) == ("letter.jpg", "corrupt")
 
 
 def test_a_bug_ends_with_1_and_a_traceback(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs import local
+from jobs.attempts import attempt
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
 
@@ -215,6 +218,43 @@ def test_a_supervisor_that_was_killed_leaves_the_run_free(lab: Lab) -> None:
 
     with (run_dir / "supervisor.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_second_request_waits_for_a_stage_whose_supervisor_was_killed(lab: Lab) -> None:
+    run_dir = lab.request()
+    with attempt(lab.root / "boxes", "shards"):
+        supervisor = lab.supervise(run_dir)
+        wait_until((run_dir / "supervisor.json").exists)
+        time.sleep(0.4)
+        assert lab.started() == []
+
+    assert supervisor.wait(20) == 0
+    assert lab.started() == KINDS
+
+
+def test_waiting_keeps_no_file_open(lab: Lab) -> None:
+    run_dir = lab.request()
+    with ExitStack() as owner, ExitStack() as other:
+        assert local._lock(run_dir, owner)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+
+        assert not any(local._lock(run_dir, other) for _ in range(50))
+
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        owner.close()
+        assert local._lock(run_dir, other)
+
+
+def test_a_full_disk_ends_no_stage(lab: Lab) -> None:
+    run_dir = lab.request()
+    (run_dir / "supervisor.json").mkdir()  # can be written as little as on a full disk
+
+    supervisor = lab.supervise(run_dir)
+
+    assert supervisor.wait(20) == 0
+    assert lab.started() == KINDS
+    assert supervisor.stderr is not None
+    assert supervisor.stderr.read().count("is not up to date") == 1
 
 
 def test_a_stage_sees_the_gpus_of_the_shell_that_submitted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

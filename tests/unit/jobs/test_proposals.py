@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,34 @@ def test_a_data_set_that_moved_is_still_the_same(config: Config, tmp_path: Path)
     moved = replace(config, data=replace(config.data, root=str(tmp_path / "moved")))
 
     assert proposals.prepare(moved, tmp_path / "run", expected_fingerprint=expected).fingerprint == expected
+
+
+def test_photographs_left_out_are_named_in_a_file_for_people(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "data" / "letter.jpg").write_text("hello")
+
+    proposals.prepare(config, tmp_path / "run")
+
+    report = json.loads((tmp_path / "run" / "images.json").read_text())
+    assert (report["images"], report["failed"]) == (3, {"corrupt": ["letter.jpg"]})
+
+
+def test_without_a_usable_photograph_the_shards_are_refused_and_searched_again(
+    config: Config, tmp_path: Path
+) -> None:
+    run_dir, observer = tmp_path / "run", NullObserver()
+    proposals.prepare(config, run_dir)
+    (tmp_path / "data").rename(tmp_path / "out of reach")
+
+    with pytest.raises(
+        DataError, match="at least one of the 3 images must be usable, but none is: 3 missing"
+    ):
+        proposals.run_shards(config, run_dir, observer)
+    with pytest.raises(DataError, match="at least one of the 3 images must be usable"):
+        proposals.merge(config, run_dir)  # as on SLURM, where no process sees all shards
+    (tmp_path / "out of reach").rename(tmp_path / "data")
+    proposals.run_shards(config, run_dir, observer)
+
+    assert proposals.merge(config, run_dir)["failed"] == {}
 
 
 @pytest.mark.slow

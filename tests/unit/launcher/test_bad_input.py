@@ -312,7 +312,7 @@ def test_a_run_in_another_folder_is_found_by_what_it_says(
         assert run([word for word in words[1:] if word not in ("-f", "--watch")]) == 0
 
 
-@pytest.mark.parametrize("verb", ["show", "logs", "cancel", "resume", "digest"])
+@pytest.mark.parametrize("verb", ["show", "logs", "cancel", "resume", "digest", "export", "audit"])
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -95,6 +95,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         "resume",
         "cancel",
         "monitor",
+        "export",
         "digest",
         "proposals",
     ):
@@ -325,13 +326,32 @@ def test_boxes_made_for_a_training_can_be_resumed(
     assert capsys.readouterr().out.splitlines()[-1] == boxes.name
 
 
-def test_an_epoch_without_a_sample_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["proposals", "show", "@last", "#0", "--epoch", "1"]) == 2
+@pytest.mark.parametrize("arguments", [["show", "#0"], ["stats"], ["stats", "@last", "--json"]])
+def test_boxes_that_are_not_there_yet_are_refused_with_the_next_command(
+    run_dir: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["proposals", *arguments]) == 2
 
-    assert "must come with `--sample`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must have boxes to show, but has none yet" in error
+    assert f"fix:   univip resume {run_dir.name}" in error
 
 
-def test_a_digest_needs_a_checkpoint(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["digest", "@last"]) == 1
+@pytest.mark.parametrize("verb", ["digest", "export", "audit"])
+def test_what_reads_a_checkpoint_needs_a_checkpoint(
+    run_dir: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, "@last"]) == 1
 
     assert "the run has no checkpoint yet" in capsys.readouterr().err
+
+
+def test_only_a_checkpoint_that_is_kept_can_be_exported(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data_step in (3, 6):
+        (run_dir / "checkpoints" / f"step-{data_step:09d}").mkdir(parents=True)
+
+    assert run(["export", "@last", "--data-step", "4"]) == 2
+
+    assert "must be one of 3, 6, but is 4" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_a_plan_reads_as_text(config: Config) -> None:
     text = "\n".join(plan.lines())
 
     assert "images     5" in text
-    assert "shards     3 of up to 2 images" in text
+    assert "shards     3 of about 2 images" in text
     assert "training   4 data steps of 4 images" in text
     assert f"prepare, shards, merge of {plan.header.proposals}" in text
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from launcher import render
@@ -77,3 +79,18 @@ def test_plain_progress_says_a_line_only_now_and_then(capsys: pytest.CaptureFixt
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0] == f"! {SUMMARY.problem}"
+
+
+def test_photographs_that_fail_in_turn_are_named_once_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.Progress() as progress:
+        for name in ("a", "b", "a", "b"):
+            progress.update(replace(SUMMARY, problem=f"unusable image {name}.jpg: missing"))
+
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("!")]
+    assert lines == ["! unusable image a.jpg: missing", "! unusable image b.jpg: missing"]
+
+
+def test_boxes_are_counted_in_images_also_when_they_are_done() -> None:
+    boxes = Summary("proposals-1", RunState(State.done), done=23, target=23, shards_done=3)
+
+    assert render.progress_line(boxes) == "done       ━━━━━━━━━━━━ 23/23 images  3 shards done"

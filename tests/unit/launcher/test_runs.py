@@ -35,15 +35,22 @@ def make_run(root: Path, name: str, *, submitted: float = 0.0) -> Path:
 
 
 def make_attempt(
-    run_dir: Path, stage: str, *, exit_code: int | None, owner: dict[str, object] = DEAD
+    run_dir: Path,
+    stage: str,
+    *,
+    exit_code: int | None,
+    owner: dict[str, object] = DEAD,
+    cause: str = "",
+    message: str = "",
 ) -> None:
     number = len(list((run_dir / "attempts").glob("*"))) + 1
     folder = run_dir / "attempts" / f"{number:04d}"
     folder.mkdir(parents=True)
     ended = None if exit_code is None else time.time()
-    cause = "done" if exit_code == 0 else "crash"
+    cause = cause or ("done" if exit_code == 0 else "crash")
     own = {"number": number, "stage": stage, "slurm_job_id": "", "started": time.time(), **owner}
-    write_json(folder / "attempt.json", {**own, "ended": ended, "exit_code": exit_code, "cause": cause})
+    end = {"ended": ended, "exit_code": exit_code, "cause": cause, "message": message}
+    write_json(folder / "attempt.json", {**own, **end})
 
 
 def supervise(run_dir: Path, owner: dict[str, object], outcome: str, stages: list[dict[str, str]]) -> None:
@@ -145,6 +152,34 @@ def test_a_run_ends_as_its_supervisor_says(root: Path, outcome: str, state: Stat
     supervise(run_dir, DEAD, outcome, [{"state": "failed" if cause else "cancelled", "cause": cause}])
 
     assert (read_state(run_dir).state, read_state(run_dir).cause) == (state, cause)
+
+
+def test_a_run_evaluated_before_its_last_training_waits_to_be_resumed(root: Path) -> None:
+    run_dir = make_run(root, "a-1", submitted=1.0)
+    make_attempt(root / "proposals-1", "merge", exit_code=0)
+    for stage in ("train", "evaluate", "train"):
+        make_attempt(run_dir, stage, exit_code=0)
+    supervise(run_dir, DEAD, "done", [{"state": "done", "cause": ""}])
+
+    assert (read_state(run_dir).state, read_state(run_dir).stage) == (State.stopped, "evaluate")
+
+
+def test_a_stage_tells_more_of_its_failure_than_its_supervisor(root: Path) -> None:
+    run_dir = make_run(root, "a-1", submitted=1.0)
+    make_attempt(root / "proposals-1", "merge", exit_code=76, cause="full_disk", message="no room\n  fix: rm")
+    supervise(run_dir, DEAD, "failed", [{"state": "failed", "cause": "nonfinite"}])
+
+    state = read_state(run_dir)
+
+    assert (state.state, state.cause, state.message) == (State.failed, "full_disk", "no room\n  fix: rm")
+
+
+def test_a_process_that_was_refused_does_not_make_a_run_fail(root: Path) -> None:
+    run_dir = make_run(root, "a-1", submitted=1.0)
+    make_attempt(root / "proposals-1", "merge", exit_code=75, cause="stopped")
+    make_attempt(root / "proposals-1", "merge", exit_code=5, cause="busy")
+
+    assert (read_state(run_dir).state, read_state(run_dir).cause) == (State.stopped, "")
 
 
 def test_on_slurm_a_run_is_queued_until_something_begins_and_fails_by_its_attempt(root: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from jobs.outcomes import write_json
 from launcher.runs import RunState, State
 from launcher.summary import Summary, summarise
 
@@ -61,6 +62,36 @@ def test_a_rollback_is_told_and_does_not_spoil_the_rate(tmp_path: Path) -> None:
     assert summary.eta_s == pytest.approx(79 / 2)
 
 
+def test_a_checkpoint_that_could_not_be_written_is_told(tmp_path: Path) -> None:
+    saved = {"kind": "checkpoint", "time": 1.0, "data_step": 10, "outcome": "success"}
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(10, 0.0, 320), saved])
+    assert summarise(tmp_path, RUNNING).problem == ""
+
+    lost = {"kind": "checkpoint", "time": 2.0, "data_step": 20, "outcome": "failure", "what": "no space"}
+    write(tmp_path, "0001.00-rank0000.jsonl", [step(10, 0.0, 320), lost, {**saved, "time": 3.0}])
+
+    assert summarise(tmp_path, RUNNING).problem == (
+        "checkpoint of data step 20 could not be written: no space"
+    )
+
+
+def test_why_a_run_failed_is_told_before_what_it_survived(tmp_path: Path) -> None:
+    lost = {"kind": "image_failed", "time": 2.0, "path": "a.jpg", "reason": "missing"}
+    write(tmp_path, "0001.00-rank0000.jsonl", [lost])
+    failed = RunState(State.failed, "train", "refused", 1, "no photograph is left\n  fix:   restore them")
+
+    assert summarise(tmp_path, failed).problem == "no photograph is left"
+    assert summarise(tmp_path, RUNNING).problem == "unusable image a.jpg: missing"
+
+
+def test_samples_of_lost_photographs_are_counted(tmp_path: Path) -> None:
+    counts = {"images": 320, "substituted_missing": 7, "substituted_corrupt": 0}
+    write(tmp_path, "0001.00-rank0000.jsonl", [{**step(10, 0.0, 320), "counts": counts}])
+
+    assert summarise(tmp_path, RUNNING).counts == counts
+    assert summarise(tmp_path, RUNNING).to_json()["counts"] == counts
+
+
 def test_non_finite_losses_are_shown_as_they_are(tmp_path: Path) -> None:
     write(tmp_path, "0001.00-rank0000.jsonl", [step(1, 0.0, 32, "NaN")])
 
@@ -84,9 +115,13 @@ def test_boxes_are_counted_over_shards(tmp_path: Path) -> None:
         ],
     )
 
+    write_json(tmp_path / "images.json", {"shards": [0, 8, 16, 24]})
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shard-00000.json").touch()
+
     summary = summarise(tmp_path, RunState(State.running, "shards", attempt=1))
 
-    assert (summary.done, summary.target, summary.shards_done) == (12, 24, 1)
+    assert (summary.done, summary.target, summary.shards_done, summary.num_shards) == (12, 24, 1, 3)
     assert summary.rate == pytest.approx(4.0)
     assert summary.eta_s == pytest.approx(3.0)
 

@@ -27,7 +27,13 @@ from univip.proposals.pool import (
 from univip.proposals.search import selective_search
 
 SETTINGS = SearchSettings(
-    mode="single", min_sizes=(8, 16), max_ratio=3.0, max_iou=0.5, exif=True, max_pixels=1_000_000
+    mode="single",
+    engine="fast",
+    min_sizes=(8, 16),
+    max_ratio=3.0,
+    max_iou=0.5,
+    exif=True,
+    max_pixels=1_000_000,
 )
 
 
@@ -105,11 +111,11 @@ from pathlib import Path
 import univip.proposals.pool as pool
 
 real = pool.selective_search
-def search(image, *, mode, key):
+def search(image, *, mode, engine, key):
     if key == 2:
         print("try", flush=True)
         {poison}
-    return real(image, mode=mode, key=key)
+    return real(image, mode=mode, engine=engine, key=key)
 pool.selective_search = search  # in every process: each runs this file when it starts
 
 if __name__ == "__main__":

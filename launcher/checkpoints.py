@@ -1,0 +1,37 @@
+"""Which checkpoint of a run a command is about."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from univip.checkpoint import layout
+from univip.errors import CheckpointError, ConfigError
+
+
+def find_checkpoint(run_dir: Path, data_step: int | None = None) -> Path:
+    """Directory of a checkpoint.
+
+    Args:
+        run_dir: The run.
+        data_step: Of the checkpoint; None means the newest.
+
+    Raises:
+        CheckpointError: If the run has none yet.
+        ConfigError: If it has none of that data step.
+    """
+    checkpoints = run_dir / "checkpoints"
+    data_steps = layout.data_steps(checkpoints)
+    if not data_steps:
+        raise CheckpointError(
+            "the run has no checkpoint yet.",
+            where=str(checkpoints),
+            fix=f"univip show {shlex.quote(str(run_dir))}",
+        )
+    if data_step is not None and data_step not in data_steps:
+        raise ConfigError(
+            f"the data step must be one of {', '.join(map(str, data_steps))}, but is {data_step}.",
+            where=str(checkpoints),
+            fix=f"--data-step {data_steps[-1]}",
+        )
+    return checkpoints / layout.name_of(data_steps[-1] if data_step is None else data_step)
