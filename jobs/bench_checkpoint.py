@@ -99,7 +99,7 @@ def _state() -> TrainState:
     optimizer = make_optimizer(Config().optim, method.online)
     for parameter in method.online.parameters():  # as after the first step
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return TrainState(method, optimizer, Guard(max_consecutive_skips=0))
+    return TrainState(method, optimizer, Guard(Config().resilience))
 
 
 def _work() -> Callable[[], None]:

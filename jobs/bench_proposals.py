@@ -76,7 +76,7 @@ def proposals(config: Config) -> Result:
         "images": len(tasks),
         "boxes_per_image": mean(len(each.boxes) for each in ours),
         "median_ratio": median(b.seconds / a.seconds for a, b in zip(ours, opencvs, strict=True)),
-        "worker_peak_mb": _worker_peak_mb(tasks, settings),
+        "worker_peak_mb": _worker_peak_mb(tasks, settings, config.proposals.image_timeout_s),
         "core_share": round(core_share, 3),  # well below 1: something else ran on this core
     }
     if objects:
@@ -122,10 +122,10 @@ def _identical(ours: Search, opencvs: Search) -> float:
     return len(first & second) / len(first | second)
 
 
-def _worker_peak_mb(tasks: Sequence[SearchTask], settings: SearchSettings) -> float:
+def _worker_peak_mb(tasks: Sequence[SearchTask], settings: SearchSettings, timeout_s: float) -> float:
     """Peak resident memory of a process of the job that searches these photographs, in MB of 10^6 bytes."""
     peak_kib = 0
-    for _ in search_images(tasks, settings, processes=1):
+    for _ in search_images(tasks, settings, processes=1, timeout_s=timeout_s):
         for child in multiprocessing.active_children():
             # Not `ru_maxrss`, which starts with the size of the process that started this one.
             for line in Path(f"/proc/{child.pid}/status").read_text(encoding="ascii").splitlines():

@@ -8,11 +8,9 @@ from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
-from jobs.config import Config
+from jobs.config import ClusterKind, Config
 from univip.config import SEARCH, MethodName
 from univip.errors import ConfigError
-
-_ONE_NODE = "1 (a training job uses one node today: its agents do not yet meet across nodes)"
 
 
 def check(config: Config, given: Collection[str] = ()) -> None:
@@ -108,8 +106,12 @@ def _together(config: Config) -> list[tuple[str, str, bool]]:
         ),
         ("train.seed", "from 0 to 2^63 - 1", 0 <= config.train.seed < 2**63),
         ("evaluate.split", "a name, a list of names, or empty", _is_split(config.evaluate.split or "-")),
-        ("cluster.nodes.min", _ONE_NODE, nodes.min == 1),
-        ("cluster.nodes.max", _ONE_NODE, nodes.max == 1),
+        ("cluster.nodes.min", "at least 1", nodes.min >= 1),
+        (
+            "cluster.nodes.max",
+            f"at least `cluster.nodes.min` = {nodes.min}, and 1 without SLURM",
+            nodes.max >= nodes.min and (nodes.max == 1 or config.cluster.kind is ClusterKind.slurm),
+        ),
         ("cluster.signal_delay_s", "from 1 to 65535 seconds", 1 <= config.cluster.signal_delay_s <= 65535),
         (
             "paths.mode",

@@ -38,6 +38,7 @@ from univip.observe import Observer
 from univip.optim.groups import check_groups, make_optimizer
 from univip.optim.schedules import learning_rate, peak_learning_rate, total_data_steps
 from univip.proposals.shards import STORE_NAME
+from univip.resilience.anomaly import FOLDER, Capsules
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard
 from univip.resilience.ledger import Ledger
@@ -55,8 +56,20 @@ def train_rank(
     still_owner: Callable[[], bool],
     totals: Totals,
     on_hang: Callable[[str], None],
+    place: dict[str, int],
 ) -> Ending:
-    """Train to the target, or to a request to stop; `on_hang` ends this process where it cannot go on.
+    """Train to the target, or to a request to stop.
+
+    Args:
+        config: Of the run.
+        run_dir: The run directory.
+        group: The ranks.
+        observer: The journal of this rank.
+        stop_requested: Whether to stop at the next step.
+        still_owner: False once a newer attempt or round owns the run.
+        totals: Counters as earlier rounds left them.
+        on_hang: Takes the reason, and ends this process.
+        place: Attempt and round, for capsules.
 
     Raises:
         ConfigError: If this world cannot hold the batch.
@@ -81,6 +94,13 @@ def train_rank(
             num_images=images,
             global_batch=config.train.global_batch,
         )
+    hash_ = config_hash(config, header.fingerprint, header.kind)
+    manager = CheckpointManager(
+        run_dir / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        still_owner=still_owner,
+        observer=observer,
+    )
     trainer = Trainer(
         TrainState(method, optimizer, Guard(config.resilience)),
         plan,
@@ -93,12 +113,7 @@ def train_rank(
             ),
         ),
         group=group,
-        manager=CheckpointManager(
-            run_dir / "checkpoints",
-            keep_last=config.checkpoint.keep_last,
-            still_owner=still_owner,
-            observer=observer,
-        ),
+        manager=manager,
         ledger=Ledger(run_dir / "ledger.jsonl"),
         samples=SampleLog(run_dir / SAMPLES_NAME),
         checkpoint=config.checkpoint,
@@ -107,11 +122,18 @@ def train_rank(
         stop_requested=stop_requested,
         origin=Origin(
             world_size=group.size,
-            config_hash=config_hash(config, header.fingerprint, header.kind),
+            config_hash=hash_,
             line=Ledger(run_dir / "ledger.jsonl").decisions().line,
             versions=(("torch", torch.__version__), ("univip", importlib.metadata.version("univip"))),
         ),
         totals=totals,
+        capsules=Capsules(
+            run_dir / FOLDER,
+            manager,
+            observer,
+            limit=config.resilience.max_capsules,
+            place={**place, "config_hash": hash_, "torch": torch.__version__},
+        ),
     )
     with Watchdog(
         trainer.clock,
@@ -210,6 +232,8 @@ def load_batches(
                 [partial(make_views, batch, config.views.instance_views, device) for batch in batches],
                 counts,
                 Marks(*(add_marks(marks) for marks in zip(*(batch.marks for batch in batches), strict=True))),
+                [int(image_id) for batch in batches for image_id in batch.ids],
+                [int(epoch) for batch in batches for epoch in batch.epochs],
                 [failure._asdict() for batch in batches for failure in batch.failures],
             )
     finally:

@@ -128,10 +128,14 @@ def _train(
             run_dir,
             group=Group(rank, size, device),
             observer=journal,
-            stop_requested=_stop_poll(attempt.directory(run_dir) / STOP_FILE),
+            stop_requested=_stop_poll(
+                attempt.directory(run_dir) / STOP_FILE,
+                attempt.round_directory(run_dir, round_number) / STOP_FILE,
+            ),
             still_owner=lambda: _is_newest(run_dir, attempt, round_number),
             totals=train.totals_so_far(run_dir) if rank == 0 else Totals(),
             on_hang=on_hang,
+            place={"attempt": attempt.number, "round": round_number},
         )
     finally:
         if size > 1 and sys.exc_info()[0] is None:
@@ -160,15 +164,15 @@ def _is_newest(run_dir: Path, attempt: Attempt, round_number: int) -> bool:
     return not newer and not attempt.round_directory(run_dir, round_number + 1).exists()
 
 
-def _stop_poll(path: Path) -> Callable[[], bool]:
-    """Whether the stop file exists; looks twice a second at most, network file systems charge for each."""
+def _stop_poll(*paths: Path) -> Callable[[], bool]:
+    """Whether a stop file exists; looks twice a second at most, network file systems charge for each."""
     state = {"next": 0.0, "stop": False}
 
     def stop_requested() -> bool:
         now = time.monotonic()
         if not state["stop"] and now >= state["next"]:
             state["next"] = now + _STOP_POLL_S
-            state["stop"] = path.exists()
+            state["stop"] = any(path.exists() for path in paths)
         return bool(state["stop"])
 
     return stop_requested

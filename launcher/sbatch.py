@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pkgutil
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ class SlurmJob:
         return self.run_dir / "submitit"
 
 
-def slurm_jobs(plan: Plan) -> list[SlurmJob]:
-    """The jobs of the stages that are not done.
+def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJob]:
+    """The jobs of some stages, or of all that are not done.
 
     Raises:
         ConfigError: If a value cannot be put on an #SBATCH line.
@@ -54,11 +55,9 @@ def slurm_jobs(plan: Plan) -> list[SlurmJob]:
     runs = Path(plan.config.paths.runs)
     _refuse_control_characters(plan.config)
     jobs = []
-    for stage in plan.request.stages:
-        if not stage.is_done(runs):
-            kinds = [f"shard:{n}" for n in plan.shards_left] if stage.kind == "shards" else [stage.kind]
-            parameters = _parameters(stage, plan.config.cluster)
-            jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
+    for stage in plan.request.remaining(runs) if stages is None else stages:
+        kinds = [f"shard:{n}" for n in plan.shards_left] if stage.kind == "shards" else [stage.kind]
+        jobs.append(SlurmJob(stage, runs / stage.run, kinds, _parameters(stage, plan.config.cluster)))
     return jobs
 
 
@@ -87,8 +86,12 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
     return scripts
 
 
-def submit_slurm(jobs: list[SlurmJob]) -> list[str]:
+def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     """Submit jobs, each after the one before has succeeded; all or none.
+
+    Args:
+        jobs: What to submit.
+        after: Id of the job that the first of them waits for.
 
     Returns:
         SLURM's job ids, one per job; an array has one.
@@ -104,7 +107,7 @@ def submit_slurm(jobs: list[SlurmJob]) -> list[str]:
     try:
         for job in jobs:
             executor = SlurmExecutor(job.folder)
-            executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else None))
+            executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
             submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
     except (RuntimeError, FileNotFoundError, FailedJobError, FailedSubmissionError) as error:
@@ -131,18 +134,19 @@ def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
     if trains:
         # A lost node ends neither the allocation nor the other agents.
         extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}
-        srun += ["--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
+        srun += ["--ntasks-per-node=1", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
     asked = {
         **{name: getattr(cluster, name) for name in _TEXTS},
         "mem": f"{math.ceil(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
         "gpus_per_node": gpus,
+        # Of a range of nodes it would make SLURM give the fewest: as many as the tasks it then counts need.
+        "ntasks_per_node": 0 if trains else 1,
     }
     return {
         "job_name": f"univip-{stage.kind}",
         "comment": stage.run,
         "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h)),
         "nodes": cluster.nodes.min if trains else 1,
-        "ntasks_per_node": 1,
         "cpus_per_task": cpus,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism,

@@ -22,12 +22,13 @@ from pathlib import Path
 from jobs.attempts import living_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.config import ClusterKind, Config, RunHeader, RunKind, load, load_header, store, with_site_of
-from jobs.outcomes import read_json, write_json
+from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.errors import RefusedError
 from launcher.local import start_local
 from launcher.plan import Plan
-from launcher.runs import JOBS_FILE, Owner
+from launcher.queue import forget
+from launcher.runs import JOBS_FILE, Owner, SubmittedJobs
 from launcher.sbatch import slurm_jobs, submit_slurm
 from launcher.slurm import living_jobs
 from univip.checkpoint import layout
@@ -118,14 +119,44 @@ def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
     if plan.config.cluster.kind is ClusterKind.local:
         (plan.run_dir / JOBS_FILE).unlink(missing_ok=True)
         return [("local", str(start_local(plan.run_dir, plan.request.id)))]
-    ids = submit_slurm(slurm_jobs(plan))
-    started = [(stage.kind, job_id) for stage, job_id in zip(remaining, ids, strict=True)]
-    document = {
-        "request": plan.request.id,
-        "jobs": [{"stage": kind, "id": job_id} for kind, job_id in started],
-    }
-    write_json(plan.run_dir / JOBS_FILE, document)
-    return started
+    if plan.proposals is None:
+        return _start_in_slurm(plan, remaining, {})
+    boxes = plan.run_dir.parent / plan.proposals.id
+    with _lock(boxes):  # another training on the same photographs may be submitted at the same time
+        return _start_in_slurm(plan, remaining, _boxes_under_way(boxes))
+
+
+def _start_in_slurm(plan: Plan, remaining: list[Stage], under_way: dict[str, str]) -> list[tuple[str, str]]:
+    """Submit the stages, and write down which job does which; in the run of the boxes as well.
+
+    Args:
+        plan: What was asked for.
+        remaining: Its stages that are not done.
+        under_way: Jobs, by stage kind, that make the same boxes already.
+    """
+    run_dir = plan.run_dir
+    others = [stage for stage in remaining if stage.run != run_dir.name and under_way]
+    mine = [stage for stage in remaining if stage not in others]
+    ids = submit_slurm(slurm_jobs(plan, mine), after=under_way.get("merge", ""))
+    forget(run_dir.parent)
+    found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
+    for run in {stage.run for stage, _ in found} | {run_dir.name}:
+        request = Request.load(run_dir.parent / run) or plan.request
+        jobs = [
+            {"stage": stage.kind, "run": stage.run, "id": job_id}
+            for stage, job_id in found
+            if run in (run_dir.name, stage.run)
+        ]
+        write_json(run_dir.parent / run / JOBS_FILE, {"request": request.id, "jobs": jobs})
+    return [(stage.kind, job_id) for stage, job_id in found]
+
+
+def _boxes_under_way(boxes: Path) -> dict[str, str]:
+    """Jobs that make these boxes for another request, by stage kind; none unless they will be merged."""
+    jobs = SubmittedJobs.load(boxes)
+    if jobs is None or "merge" not in jobs.ids or not living_jobs([jobs.ids["merge"]]):
+        return {}
+    return jobs.ids
 
 
 def _busy(run_dir: Path, kind: ClusterKind) -> str:
@@ -139,8 +170,8 @@ def _busy(run_dir: Path, kind: ClusterKind) -> str:
         is_waited_for = kind is ClusterKind.local and living.host == socket.gethostname()
         if not living.slurm_job_id and not is_waited_for:
             return f"already running: attempt {living.number}, process {living.pid} on {living.host}"
-    document = read_json(run_dir / JOBS_FILE)
-    if document and (ids := living_jobs([job["id"] for job in document["jobs"]])):
+    jobs = SubmittedJobs.load(run_dir)
+    if jobs and (ids := living_jobs(jobs.of(run_dir.name))):
         return f"already in SLURM's queue: job {', '.join(sorted(ids))}"
     return ""
 

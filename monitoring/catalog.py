@@ -21,6 +21,7 @@ SEARCH_REASONS = (*IMAGE_REASONS, "crashed", "timed_out")
 FAULT_PLACES = ("state", "loss", "gradient")
 SPIKE_PLACES = ("loss", "gradient")
 ROLLBACK_REASONS = ("nonfinite", "repeated_skips", "spike", "replicas_differ")
+TOTALS = "totals"  # the kind that readers of records never see: it repeats what others said
 # fmt: off
 RESTART_CAUSES = (
     "preemption", "time_limit", "node_failure", "out_of_memory", "full_disk", "killed", "hang", "crash",
@@ -117,7 +118,12 @@ KINDS = (
     Kind("sample_log", "The sample log could not be written; its lines wait for the next checkpoint.", {
         "what": "The error.",
     }),
-    Kind("restart", "A new round follows one that failed.", {
+    Kind("capsule", "What is needed to compute a bad step again was to be kept.", {
+        "capsule": "Its name, for `univip replay`.",
+        "outcome": "success, failure or over_budget.",
+        "what": "Why not, in words.",
+    }),
+    Kind("restart", "A new round or attempt follows one that ended too early.", {
         "cause": "One of RESTART_CAUSES.",
         "message": "In words.",
     }),
@@ -172,6 +178,10 @@ KINDS = (
     }),
     Kind("dropped", "Records of this file were lost.", {
         "records": "How many since the last such record.",
+    }),
+    Kind(TOTALS, "What this file and the earlier ones of its source amount to; written every 16 KiB.", {
+        "newest{}": "By metric: labels, source, time and value of each cell.",
+        "counts{}": "By metric: labels, source and count of each cell.",
     }),
 )
 # fmt: on
@@ -303,6 +313,9 @@ METRICS = (
            "Steps applied although a value was far above the usual.", {"where": SPIKE_PLACES}),
     Metric("univip_fault_collapses_total", "stretches", ("collapse",), "count", "",
            "Stretches of steps with all embeddings near one point."),
+    Metric("univip_fault_capsules_total", "capsules", ("capsule",), "count", "",
+           "Bad steps kept for `univip replay`, or not.",
+           {"outcome": ("success", "failure", "over_budget")}),
     Metric("univip_fault_skipped_steps_total", "steps", ("skip",), "count", "",
            "Data steps that changed nothing.", {"reason": ("nonfinite",)}),
     Metric("univip_fault_rollbacks_total", "rollbacks", ("rollback",), "count", "",
@@ -312,7 +325,7 @@ METRICS = (
     Metric("univip_fault_stalls_total", "stalls", ("stall",), "count", "",
            "Times a rank held the others up for far longer than usual.", {"phase": PHASES}),
     Metric("univip_fault_restarts_total", "restarts", ("restart",), "count", "",
-           "New rounds after a failed one.", {"cause": RESTART_CAUSES}),
+           "New rounds and attempts after one that ended too early.", {"cause": RESTART_CAUSES}),
     Metric("univip_proposals_images_total", "images", ("proposals",), "largest", "images_done",
            "Images searched, failed ones included.", per="shard"),
     Metric("univip_proposals_failed_images_total", "images", ("proposals",), "largest", "failed.*",
@@ -342,7 +355,7 @@ METRICS = (
     Metric("univip_monitoring_dropped_records_total", "records", ("dropped",), "sum", "records",
            "Journal records that could not be kept; training never waits for its journal.", every_rank=True),
     Metric("univip_monitoring_damaged_lines_total", "lines", (), "exporter", "",
-           "Journal lines that are no records."),
+           "Journal lines that are no records, met since the exporter started."),
     Metric("univip_monitoring_run_readable", "bool", (), "exporter", "",
            "0 if part of the run's journal could not be read at this scrape."),
 )

@@ -1,96 +1,130 @@
 """`/metrics` for every run under one folder, read from the journals.
 
 One process on the login node serves all runs from their files: compute nodes open no ports, and finished or
-dead runs keep their last state. Each scrape first reads what was appended since the one before; by polling,
-because network file systems send no notifications. A run that cannot be read is marked by a metric and stops
-nothing.
+dead runs keep their last state. Each scrape first reads what was appended since the one before. A run that
+cannot be read is marked by a metric and stops nothing.
+
+The text is made here and not by prometheus_client: of a thousand runs a few are alive, and only their lines
+are made anew.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from pathlib import Path
-from socketserver import ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import make_wsgi_app
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.registry import Collector
 
 from monitoring.catalog import METRICS, Metric
-from monitoring.journal import FOLDER, JournalReader
-from monitoring.series import RunSeries
+from monitoring.lines import FOLDER
+from monitoring.reader import RunReader
+from monitoring.server import Handler, Request, Response
 
+FORGET_AFTER_S = 600.0  # a file system that is away for a moment must not end the series of its runs
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 _logger = logging.getLogger(__name__)
 
 
 class _Run:
-    """One run directory: its files, and what they amount to so far."""
+    """One run directory, and its lines of the exposition."""
 
     def __init__(self, run_dir: Path) -> None:
         # A file name need not be UTF-8; a label must be.
-        self.name = run_dir.name.encode("utf-8", "backslashreplace").decode("utf-8")
-        self.series = RunSeries()
-        self._reader = JournalReader(run_dir)
+        name = run_dir.name.encode("utf-8", "backslashreplace").decode("utf-8")
+        self.last_seen = 0.0  # s
+        self.reader = RunReader(run_dir)
+        self.lines: dict[str, str] = {}  # by name of the metric
+        self._label = f'run="{name.translate(_ESCAPES)}"'
+        self._told = (-1.0, -1.0)
 
-    def update(self) -> None:
-        """Read what was appended."""
-        for record in self._reader.poll():
-            self.series.add(record)
+    def update(self, *, is_there: bool) -> None:
+        """Read what was appended, and write anew what it changes."""
+        has_changed = is_there and self.reader.update()
+        own = (float(self.reader.damaged), float(is_there and self.reader.is_readable))
+        if has_changed or own != self._told or not self.lines:
+            self.lines = {metric.name: self._lines(metric, own) for metric in METRICS}
+            self._told = own
 
-    def add_to(self, family: Family, metric: Metric) -> None:
-        """Add the series of one metric."""
-        if isinstance(family, InfoMetricFamily):
-            if texts := self.series.info(metric):
-                family.add_metric([self.name], texts)
-            return
-        assert isinstance(family, GaugeMetricFamily | CounterMetricFamily)
-        for labels, value in self._own(metric) if metric.take == "exporter" else self.series.samples(metric):
-            family.add_metric([self.name, *labels], value)
+    def _lines(self, metric: Metric, own: tuple[float, float]) -> str:
+        if metric.type == "info":
+            texts = self.reader.series.info(metric)
+            return self._line(metric.name, texts.items(), 1.0) if texts else ""
+        if metric.take == "exporter":
+            return self._line(metric.name, (), own[metric.name == "univip_monitoring_run_readable"])
+        return "".join(
+            self._line(metric.name, zip(metric.labels, labels, strict=True), value)
+            for labels, value in self.reader.series.samples(metric)
+        )
 
-    def _own(self, metric: Metric) -> list[tuple[tuple[str, ...], float]]:
-        values = {
-            "univip_monitoring_damaged_lines_total": float(self._reader.damaged),
-            "univip_monitoring_run_readable": float(not self._reader.unreadable),
-        }
-        return [((), values[metric.name])]
+    def _line(self, name: str, labels: Iterable[tuple[str, str]], value: float) -> str:
+        texts = "".join(f',{label}="{text.translate(_ESCAPES)}"' for label, text in labels)
+        return f"{name}{{{self._label}{texts}}} {_number(value)}\n"
 
 
-class Exporter(Collector):
-    """Collects the metrics of all runs under `runs_root`; register it with a prometheus_client registry."""
+class Exporter:
+    """The metrics of all runs under `runs_root`, which may not exist yet."""
 
     def __init__(self, runs_root: Path) -> None:
         self.runs_root = Path(runs_root)
         self._runs: dict[Path, _Run] = {}
         self._lock = threading.Lock()  # two scrapes must not read the same lines
 
-    def collect(self) -> Iterable[Family]:
+    @property
+    def bytes_read(self) -> int:
+        """Of all journals, so far."""
+        return sum(run.reader.bytes_read for run in self._runs.values())
+
+    @property
+    def damaged(self) -> int:
+        """Lines met so far that are no records, of all journals."""
+        return sum(run.reader.damaged for run in self._runs.values())
+
+    def exposition(self, *, openmetrics: bool = False) -> bytes:
         """Every metric of the catalogue with the series of all runs, as of now."""
         with self._lock:
-            self._find_runs()
-            for run in self._runs.values():
-                run.update()
-            families = []
-            for metric in METRICS:
-                family = _family(metric)
-                for run in self._runs.values():
-                    run.add_to(family, metric)
-                families.append(family)
-        return families
+            self._update()
+            runs = list(self._runs.values())
+            text = "".join(
+                part
+                for metric in METRICS
+                for part in (_header(metric, openmetrics), *(run.lines[metric.name] for run in runs))
+            )
+        return (text + "# EOF\n" * openmetrics).encode()
 
-    def _find_runs(self) -> None:
-        """Runs that appeared are added, runs whose folder is gone are forgotten."""
+    def _update(self) -> None:
+        """Runs that appeared are added, runs that have been gone for long are forgotten."""
+        now = time.monotonic()
         try:
-            found = sorted(path for path in self.runs_root.iterdir() if _has_journal(path))
+            found = {path for path in self.runs_root.iterdir() if _has_journal(path)}
         except OSError as error:
             _logger.warning("cannot list runs: %s", error)
-            return
-        self._runs = {path: self._runs.get(path) or _Run(path) for path in found}
+            found = set()
+        for path in found - self._runs.keys():
+            self._runs[path] = _Run(path)
+        for path in found:
+            self._runs[path].last_seen = now
+        kept = {path: run for path, run in self._runs.items() if now - run.last_seen <= FORGET_AFTER_S}
+        self._runs = dict(sorted(kept.items()))
+        for path, run in self._runs.items():
+            run.update(is_there=path in found)
+
+
+def routes(exporter: Exporter) -> dict[str, Handler]:
+    """What is served: `/metrics` in the format the client asks for, `/healthz`, and `/`."""
+
+    def metrics(request: Request) -> Response:
+        openmetrics = "application/openmetrics-text" in request.accept
+        return Response(exporter.exposition(openmetrics=openmetrics), OPENMETRICS if openmetrics else PLAIN)
+
+    return {
+        "/metrics": metrics,
+        "/healthz": lambda request: Response(b"ok\n"),
+        "/": lambda request: Response(b"univip monitor: see /metrics\n"),
+    }
 
 
 def _has_journal(path: Path) -> bool:
@@ -104,68 +138,17 @@ def _has_journal(path: Path) -> bool:
     return True
 
 
-def _family(metric: Metric) -> Family:
-    labels = ["run", *metric.labels]
-    if metric.type == "info":
-        return InfoMetricFamily(metric.name.removesuffix("_info"), metric.help, labels=["run"])
-    name = metric.name.removesuffix("_total")
-    unit = metric.unit if name.endswith(f"_{metric.unit}") else ""
-    if metric.type == "counter":
-        return CounterMetricFamily(name, metric.help, labels=labels, unit=unit)
-    return GaugeMetricFamily(name, metric.help, labels=labels, unit=unit)
+def _header(metric: Metric, openmetrics: bool) -> str:
+    name, kind, unit = metric.name, metric.type, ""
+    if openmetrics:
+        name = name.removesuffix("_total").removesuffix("_info")
+        unit = f"# UNIT {name} {metric.unit}\n" if name.endswith(f"_{metric.unit}") else ""
+    elif kind == "info":
+        kind = "gauge"
+    return f"# HELP {name} {metric.help}\n# TYPE {name} {kind}\n{unit}"
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    """Answers a health check while a scrape reads files."""
-
-    daemon_threads = True
-
-
-class _QuietHandler(WSGIRequestHandler):
-    """One line on the terminal for each scrape helps nobody."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-
-def start(runs_root: Path, port: int = 0, host: str = "127.0.0.1") -> WSGIServer:
-    """Serve in a background thread; stop with `shutdown()` and `server_close()`.
-
-    Args:
-        runs_root: The folder of the run directories; may not exist yet.
-        port: 0 takes a free one; `server_port` of the result says which.
-        host: Address to listen at; beware, `0.0.0.0` shows the runs to everybody who can reach this machine.
-
-    Raises:
-        OSError: If the address cannot be taken.
-    """
-    server = _listen(runs_root, port, host)
-    threading.Thread(target=server.serve_forever, name="exporter", daemon=True).start()
-    return server
-
-
-def serve(runs_root: Path, port: int, host: str = "127.0.0.1") -> None:
-    """Serve until interrupted; arguments and errors as `start`."""
-    with _listen(runs_root, port, host) as server:
-        server.serve_forever()
-
-
-def _listen(runs_root: Path, port: int, host: str) -> WSGIServer:
-    registry = CollectorRegistry()
-    registry.register(Exporter(runs_root))
-    return make_server(host, port, _application(registry), _Server, _QuietHandler)
-
-
-def _application(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
-    """`/metrics` in the format the client asks for (OpenMetrics too), and `/healthz`."""
-    metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
-
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO")
-        if path == "/metrics":
-            return metrics(environ, start_response)
-        status, body = ("200 OK", b"ok\n") if path == "/healthz" else ("404 Not Found", b"see /metrics\n")
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [body]
-
-    return answer
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)

@@ -12,14 +12,17 @@ A record is `{v, kind, seq, time, attempt, round, rank, step, data_step}` and th
 (`monitoring/catalog.py`). `seq` counts the records of one file, lost ones included; `time` is Unix time in
 seconds. Non-finite numbers are the strings "NaN", "Infinity" and "-Infinity", because JSON has no others. A
 line holds at most `MAX_LINE_BYTES`, so the end of a file always tells the last thing that happened.
+
+Every 16 KiB a `totals` record says what the file amounts to so far, and the first line of a file what the
+earlier files of the same source did. So the end of the newest file of each source is enough to know every
+counter of the run. Readers of records are spared it.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
+import itertools
 import logging
-import math
 import os
 import re
 import threading
@@ -27,18 +30,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-VERSION = 1  # raised when a field changes its meaning; added fields do not count
-FOLDER = "journal"
-MAX_LINE_BYTES = 32_768
+from monitoring.catalog import TOTALS
+from monitoring.lines import FOLDER as FOLDER
+from monitoring.lines import MAX_LINE_BYTES, VERSION, JournalFile, decode, encode, files, files_by_source
+from monitoring.lines import Record as Record
+from monitoring.reader import read_source
+from monitoring.series import RunSeries
+
 MAX_WAITING = 4096  # records that wait for the disk before new ones are dropped
 TAIL_BYTES = 65_536  # at least one whole line
-BLOCK_BYTES = 1 << 20
+TOTALS_BYTES = 16_384  # of lines between two `totals` records
 
-Record = dict[str, Any]
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _logger = logging.getLogger(__name__)
 
 
@@ -83,6 +86,8 @@ class Journal:
         self._closing = False
         self._descriptor: int | None = None
         self._is_failing = False
+        self._series: RunSeries | None = None  # what this source amounts to; read before the first line
+        self._bytes_untold = 0  # since the last `totals` record
         self._thread = threading.Thread(target=self._write_until_closed, name="journal", daemon=True)
         self._thread.start()
 
@@ -124,7 +129,7 @@ class Journal:
         """The line of one record, or None if it cannot be a line."""
         stamp: Record = {"v": VERSION, "kind": kind, "seq": self._seq, "time": time.time()}
         try:
-            line = json.dumps(_plain({**stamp, **self._place, **fields, **stamp})).encode() + b"\n"
+            line = encode({**stamp, **self._place, **fields, **stamp})
         except Exception:  # noqa: BLE001 - a foreign `repr` may raise anything; the caller counts the loss
             return None
         return line if len(line) <= MAX_LINE_BYTES else None
@@ -139,11 +144,45 @@ class Journal:
                 if lost and (notice := self._encode("dropped", {"records": lost})):
                     lines.append(notice)
                     self._seq += 1
-            unwritten = self._append(lines)
+            unwritten = self._append_with_totals(lines)
             with self._wake:
                 # The notice is the last line: if anything is unwritten so is the notice, and it stays owed.
                 self._lost += unwritten - bool(lost) if unwritten else -lost
         self._close_file()
+
+    def _append_with_totals(self, lines: list[bytes]) -> int:
+        """`_append`, with `totals` records where they are due; keeps what the file amounts to."""
+        if lines and self._series is None:
+            self._series = self._earlier()
+            self._bytes_untold = TOTALS_BYTES if any(self._series.totals().values()) else 0
+        while lines and self._series is not None:
+            if self._bytes_untold >= TOTALS_BYTES:
+                with self._wake:
+                    totals = self._encode(TOTALS, self._series.totals())
+                    self._seq += 1
+                # One too long is left out: readers then go back to the one before it.
+                if totals is None or not self._append([totals]):
+                    self._bytes_untold = 0
+            ends = itertools.accumulate(map(len, lines), initial=self._bytes_untold)
+            num_lines = max(1, sum(end < TOTALS_BYTES for end in ends))
+            unwritten = self._append(lines[:num_lines])
+            for line in lines[: num_lines - unwritten]:
+                self._bytes_untold += len(line)
+                if record := decode(line):
+                    self._series.add(record)
+            lines = lines[num_lines:]
+            if unwritten:
+                return unwritten + len(lines)
+        return 0
+
+    def _earlier(self) -> RunSeries:
+        """What this source amounted to before this process."""
+        try:
+            paths = files_by_source(self.path.parents[1])
+        except OSError as error:
+            _logger.warning("counters begin anew: %s", error)
+            return RunSeries()
+        return read_source(paths.get(self.path.stem.partition("-")[2], []))
 
     def _append(self, lines: list[bytes]) -> int:
         """Append lines, in one write if possible; return how many are not in the file whole."""
@@ -171,84 +210,6 @@ class Journal:
             self._descriptor = None
 
 
-class JournalFile:
-    """One file read in order, each time from where the last reading stopped.
-
-    Attributes:
-        damaged: Lines so far that are not records.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.damaged = 0
-        self._offset = 0
-
-    def next_block(self) -> list[Record] | None:
-        """The records of the next MiB or so, None if there is no complete line left.
-
-        The file is closed in between: a run may have more files than a process may hold open.
-
-        Raises:
-            OSError: If the file cannot be read.
-        """
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            lines = file.readlines(BLOCK_BYTES)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        if not lines:
-            return None
-        self._offset += sum(map(len, lines))
-        records = [record for line in lines if (record := _decode(line)) is not None]
-        self.damaged += len(lines) - len(records)
-        return records
-
-    def records(self) -> Iterator[Record]:
-        """All records up to the end of the file as it is now.
-
-        Raises:
-            OSError: If the file cannot be read.
-        """
-        while (block := self.next_block()) is not None:
-            yield from block
-
-
-class JournalReader:
-    """Follows all files of a run.
-
-    Attributes:
-        unreadable: Names of what could not be read in the last poll.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        self.unreadable: list[str] = []
-        self._files: dict[Path, JournalFile] = {}
-
-    @property
-    def damaged(self) -> int:
-        """Lines so far that are not records."""
-        return sum(file.damaged for file in self._files.values())
-
-    def poll(self) -> Iterator[Record]:
-        """What was written since the last poll, file by file; `unreadable` names what could not be read."""
-        self.unreadable = []
-        try:
-            paths = _files(self.run_dir)
-        except OSError as error:
-            self._pass_over(FOLDER, error)
-            return
-        for path in paths:
-            try:
-                yield from self._files.setdefault(path, JournalFile(path)).records()
-            except OSError as error:
-                self._pass_over(path.name, error)
-
-    def _pass_over(self, name: str, error: OSError) -> None:
-        _logger.debug("passing over %s of run %s: %s", name, self.run_dir.name, error)
-        self.unreadable.append(name)
-
-
 def read(run_dir: Path) -> Iterator[Record]:
     """Every record of a run, its files merged by time.
 
@@ -259,9 +220,11 @@ def read(run_dir: Path) -> Iterator[Record]:
     Raises:
         OSError: If a file cannot be read.
     """
-    files = [JournalFile(path) for path in _files(Path(run_dir))]
-    yield from heapq.merge(*(file.records() for file in files), key=lambda record: record["time"])
-    damaged = sum(file.damaged for file in files)
+    opened = [JournalFile(path) for path in files(Path(run_dir))]
+    for record in heapq.merge(*(file.records() for file in opened), key=lambda record: record["time"]):
+        if record["kind"] != TOTALS:
+            yield record
+    damaged = sum(file.damaged for file in opened)
     if damaged:
         _logger.warning("left out %d damaged lines of the journal of %s", damaged, run_dir)
 
@@ -278,15 +241,7 @@ def tail_records(path: Path) -> list[Record]:
         lines = file.read(TAIL_BYTES).split(b"\n")
     # The last piece is torn or empty; the first one is the end of a line unless the file begins with it.
     whole = lines[1 if start else 0 : -1]
-    return [record for line in whole if (record := _decode(line)) is not None]
-
-
-def _files(run_dir: Path) -> list[Path]:
-    """The files of a run, in order of attempt and round; none if it has no journal yet."""
-    try:
-        return sorted(path for path in (run_dir / FOLDER).iterdir() if path.suffix == ".jsonl")
-    except FileNotFoundError:
-        return []
+    return [record for line in whole if (record := decode(line)) is not None and record["kind"] != TOTALS]
 
 
 def _open_for_appending(path: Path) -> int:
@@ -301,45 +256,3 @@ def _open_for_appending(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _plain(value: object) -> object:
-    """The JSON form of a value."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else _name_of(value)
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy's scalars and arrays
-        return _plain(value.tolist())
-    return repr(value)
-
-
-def _name_of(value: float) -> str:
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _decode(line: bytes) -> Record | None:
-    """The record of a line, None if it is none of ours."""
-    try:
-        record = json.loads(line)
-        if b'"NaN"' in line or b'Infinity"' in line:
-            record = _with_numbers(record)
-        valid = record["v"] == VERSION and isinstance(record["kind"], str) and math.isfinite(record["time"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
-    return dict(record) if valid else None
-
-
-def _with_numbers(value: Any) -> Any:
-    """The value with non-finite numbers in place of their names."""
-    if isinstance(value, str):
-        return _NON_FINITE.get(value, value)
-    if isinstance(value, dict):
-        return {key: _with_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_numbers(item) for item in value]
-    return value

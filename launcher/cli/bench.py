@@ -15,7 +15,9 @@ _BENCHMARKS = {
     "proposals": "jobs.bench_proposals:proposals",
     "filter": "jobs.bench_filter:filter_",
     "checkpoint": "jobs.bench_checkpoint:checkpoint",
+    "exporter": "monitoring.bench:exporter",
 }
+_ON_FOLDERS = ("checkpoint", "exporter")  # the others look at photographs
 
 
 @click.command()
@@ -27,10 +29,11 @@ def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     NAME is step: the whole training path, against the bare network on ready-made tensors; proposals:
     selective search, against OpenCV's; filter: both filtered lists of boxes, against one box at a time in
-    Python; or checkpoint: time that saves block the training loop, against torch.save in the loop.
+    Python; checkpoint: time that saves block the training loop, against torch.save in the loop; or exporter:
+    the first scrape of 1,000 runs, against reading every line of one.
 
     Photographs are those that come with scikit-image; for proposals also your own: `data=coco data.root=...
-    data.split=... proposals.mode=...`. Checkpoints are written below TMPDIR.
+    data.split=... proposals.mode=...`. Checkpoints (2 GB) and journals (3 GB) are written below TMPDIR.
     """
     from launcher import render
     from launcher.demo_data import copy_photographs, make_demo_data
@@ -40,7 +43,7 @@ def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
         photographs = Path(folder) / "photographs"
         if name != "proposals" and overrides:
             raise click.UsageError(f"`univip bench {name}` takes no options: its sizes are fixed.")
-        if name == "checkpoint":
+        if name in _ON_FOLDERS:
             result = measure(Path(folder))
         elif name != "proposals":
             result = measure(make_demo_data(photographs))

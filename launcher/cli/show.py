@@ -75,6 +75,7 @@ def _facts(run_dir: Path) -> None:
         took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
         rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))
+    rows += _anomalies(run_dir)
     results = read_json(run_dir / "results" / "evaluate.json")
     for name, value in (results or {}).items():
         rows.append((name.replace("_", " "), _value(value)))
@@ -89,6 +90,18 @@ def _unusable(run_dirs: set[Path]) -> Iterator[tuple[str, str]]:
         for reason, names in (read_json(path) or {}).get("failed", {}).items():
             rest = f" and others: {path}" if len(names) > _NAMES else ""
             yield "unusable", f"{len(names):,} {reason}: {', '.join(names[:_NAMES])}{rest}"
+
+
+def _anomalies(run_dir: Path) -> Iterator[tuple[str, str]]:
+    """Bad steps that can be computed again, and how."""
+    from jobs.outcomes import read_json
+    from univip.resilience.anomaly import FILE_NAME, FOLDER
+
+    for path in sorted((run_dir / FOLDER).glob(f"*/{FILE_NAME}")):
+        if capsule := read_json(path):
+            step, what = capsule["data_step"], capsule["what"]
+            again = f"univip replay {run_dir.name} {path.parent.name}"
+            yield "anomaly", f"{capsule['verdict']} at data step {step}, {what}: {again}"
 
 
 def _samples(counts: dict[str, float]) -> str:

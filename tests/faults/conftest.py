@@ -137,7 +137,7 @@ class Job:
             code = self.process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             pytest.fail(f"the job did not end: {self.stderr}\n{self._logs()}")
-        self.until(lambda: not self.processes(), "the last process to end", timeout_s=5)
+        self.until(lambda: not self.processes(), "the last process to end", timeout_s=20)
         return code
 
     def kill(self) -> None:
@@ -193,7 +193,7 @@ class Runs:
         self.header = RunHeader(
             id="", kind=RunKind.train, fingerprint=index.fingerprint, num_images=len(index), proposals="boxes"
         )
-        self._digests: dict[tuple[int, str], Run] = {}
+        self._digests: dict[tuple[object, ...], Run] = {}
 
     def new(self, name: str, *, workers: int, overrides: Sequence[str] = ()) -> Run:
         """A run that was submitted and not started."""
@@ -206,17 +206,18 @@ class Runs:
         )
         return run
 
-    def undisturbed(self, workers: int, *, plant: str = "") -> Run:
+    def undisturbed(self, workers: int, *, plant: str = "", overrides: Sequence[str] = ()) -> Run:
         """A run from start to end without a kill, made once."""
-        if (workers, plant) not in self._digests:
-            run = self.new("undisturbed", workers=workers)
+        key = (workers, plant, *overrides)
+        if key not in self._digests:
+            run = self.new("undisturbed", workers=workers, overrides=overrides)
             job = Job(run, plant=plant)
             try:
                 assert job.wait() == 0, job.stderr
             finally:
                 job.kill()
-            self._digests[workers, plant] = run
-        return self._digests[workers, plant]
+            self._digests[key] = run
+        return self._digests[key]
 
     def _overrides(self, workers: int) -> list[str]:
         return [

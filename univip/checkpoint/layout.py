@@ -5,6 +5,7 @@
         state.safetensors      every tensor of the training state
         manifest.json          facts, for each file its size, SHA-256 and tensors; its own SHA-256; constant
         HEALTHY                added once enough good steps followed; only then a rollback may return here
+        PINNED                 added while something else needs it, which it names; it is then never pruned
       latest                   text file with the name of the newest
       abandoned/<why>/...      the future a rollback turned away from, and damaged checkpoints
       .tmp-*                   a write in progress or cut off; never read
@@ -28,6 +29,7 @@ FORMAT = 1
 TENSORS = "state.safetensors"
 MANIFEST = "manifest.json"
 HEALTHY = "HEALTHY"
+PINNED = "PINNED"
 LATEST = "latest"
 ABANDONED = "abandoned"
 TEMPORARY_PREFIX = ".tmp-"

@@ -97,6 +97,7 @@ class CheckpointManager:
         )  # data step and Unix time of the newest durable checkpoint of this process
         self._host: dict[str, Tensor] = {}  # what is written, by name; kept, as fresh memory is slow to touch
         self.unfit: set[int] = set()  # data steps of checkpoints that can never become healthy
+        self._pruning = threading.Lock()  # the writing thread prunes
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -259,6 +260,32 @@ class CheckpointManager:
         write_text(self.path(data_step) / layout.HEALTHY, "")
         return True
 
+    def pin(self, at_most: int, why: str) -> Manifest:
+        """Keep the newest checkpoint up to a data step from being pruned.
+
+        Args:
+            at_most: The data step.
+            why: What needs it; a word.
+
+        Returns:
+            Its manifest.
+
+        Raises:
+            CheckpointError: If there is none, or its manifest cannot be read.
+            OSError: If it cannot be marked.
+        """
+        with self._pruning:
+            candidates = [step for step in layout.data_steps(self.directory) if step <= at_most]
+            if not candidates:
+                raise CheckpointError(
+                    f"there is no checkpoint up to data step {at_most}", where=str(self.directory)
+                )
+            manifest = layout.read_manifest(self.path(candidates[-1]))
+            path = self.path(candidates[-1]) / layout.PINNED
+            others = path.read_text(encoding="utf-8") if path.exists() else ""
+            write_text(path, f"{others}{why}\n")
+        return manifest
+
     def abandon(self, data_steps: list[int], why: str) -> None:
         """Move checkpoints out of reach of every resume, keeping them for a look."""
         if not data_steps:
@@ -273,17 +300,21 @@ class CheckpointManager:
             write_text(self.directory / layout.LATEST, layout.name_of(newest))
 
     def prune(self) -> None:
-        """Delete all but the last `keep_last`, the newest two healthy ones, and the next to become healthy.
+        """Delete all but the last `keep_last`, the newest two healthy, the next to be, and the pinned ones.
 
-        The last of these matters where checkpoints come faster than health: were the oldest one on probation
-        deleted, none would ever become a target of rollbacks.
+        The next to become healthy matters where checkpoints come faster than health: were the oldest one on
+        probation deleted, none would ever become a target of rollbacks.
         """
+        with self._pruning:
+            self._prune()
+
+    def _prune(self) -> None:
         steps = layout.data_steps(self.directory)
         healthy = [step for step in steps if self.is_healthy(step)][-2:]
         unproven = [step for step in steps if step > max(healthy, default=-1) and step not in self.unfit]
         kept = {*steps[-self.keep_last :], *healthy, *unproven[:1]}
         for data_step in steps:
-            if data_step not in kept:
+            if data_step not in kept and not (self.path(data_step) / layout.PINNED).exists():
                 # Renamed first: a half-deleted checkpoint must not look like a damaged one.
                 doomed = _free_name(self.directory / f"{layout.TEMPORARY_PREFIX}pruned-{data_step}")
                 self.path(data_step).rename(doomed)

@@ -30,6 +30,7 @@ from univip.engine.state import TrainState
 from univip.engine.step import GradientBuffer, StepReport, StepSettings, train_step
 from univip.errors import RollbackExhaustedError
 from univip.observe import Observer
+from univip.resilience.anomaly import Capsules
 from univip.resilience.guard import Judgement, Verdict
 from univip.resilience.ledger import Ledger
 from univip.resilience.replicas import ReplicaCheck
@@ -63,6 +64,8 @@ class Loaded:
     micro_batches: Sequence[Callable[[], Views]]
     counts: dict[str, int]
     marks: Marks  # of this rank's samples
+    image_ids: Sequence[int] = ()
+    epochs: Sequence[int] = ()
     failures: Sequence[dict[str, object]] = ()
 
 
@@ -94,6 +97,7 @@ class Trainer:
         stop_requested: Callable[[], bool],
         origin: Origin,
         totals: Totals,
+        capsules: Capsules,
     ) -> None:
         self.state = state
         self.plan = plan
@@ -107,6 +111,7 @@ class Trainer:
         self.observer = observer
         self.stop_requested = stop_requested
         self.origin = origin
+        self.capsules = capsules
         self.clock = PhaseClock(totals.phases)
         self.recovery = Recovery(manager, ledger, resilience, observer)
         self.reporter = Reporter(
@@ -120,6 +125,7 @@ class Trainer:
         self._replicas = ReplicaCheck(group, every_steps=resilience.replica_check_every)
         self._buffer = GradientBuffer(state.method.online)
         self._stream: Generator[Loaded, None, None] | None = None
+        self._loaded: Loaded | None = None
         self._report: StepReport | None = None
         self._bad_step = 0  # data step of the verdict ROLLBACK
         self._course = Course()
@@ -183,6 +189,7 @@ class Trainer:
         # Skips that an earlier round decided are in a row with those that follow.
         jumped = range(self.state.data_step, loaded.data_step)
         self.state.guard.consecutive_skips += len(set(self._course.skipped).intersection(jumped))
+        self._loaded = loaded
         self.state.data_step = loaded.data_step
         for failure in loaded.failures:
             self.observer.record("image_failed", **failure)
@@ -202,6 +209,8 @@ class Trainer:
         )
         self._report = report
         self.reporter.count(report, time.perf_counter() - start)
+        if report.judgement.verdict is not Verdict.ok:
+            self._capture(loaded.data_step)
         if report.judgement.verdict is Verdict.rollback:
             self._bad_step = loaded.data_step
             return Phase.ROLL_BACK
@@ -332,6 +341,39 @@ class Trainer:
         assert self._report is not None
         self._bad_step = self.state.data_step - 1
         self._report = self._report._replace(judgement=judgement)
+        self._capture(self._bad_step)
+
+    def _capture(self, data_step: int) -> None:
+        """Keep what is needed to compute the last step again."""
+        report, loaded = self._report, self._loaded
+        assert report is not None
+        assert loaded is not None
+        ranks = self.group.gather(
+            {
+                "image_ids": loaded.image_ids,
+                "epochs": loaded.epochs,
+                "own": report.own,
+                "statistics": report.statistics,
+                "planted": self.settings.faults.happened,
+            }
+        )
+        if self.group.is_main:
+            self.capsules.write(
+                data_step,
+                report.judgement,
+                ledger_records=sum(1 for _ in self.ledger.read()),
+                facts={
+                    "step": self.state.step,
+                    "world_size": self.group.size,
+                    "device": self.group.device.type,
+                    "threads": torch.get_num_threads(),
+                    "calm": report.calm,
+                    "loss": report.loss,
+                    "terms": report.terms,
+                    "gradient_norm": report.gradient_norm,
+                    "ranks": ranks,
+                },
+            )
 
     def _save(self, *, wait: bool = False) -> None:
         with self.clock("checkpoint"):

@@ -140,5 +140,5 @@ def _parse(item: str) -> Fault:
 
 def _with_pixel(images: Tensor, value: float) -> Tensor:
     images = images.clone()
-    images.view(-1)[0] = value
+    images[(0,) * images.ndim] = value  # they need not be contiguous
     return images

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,10 @@ class Ledger:
                 ) from None
             yield record
 
-    def decisions(self) -> Decisions:
-        """What the records mean for training."""
+    def decisions(self, records: int | None = None) -> Decisions:
+        """What the records mean for training; or the first ones, as they once were all."""
         decisions = Decisions()
-        for record in self.read():
+        for record in islice(self.read(), records):
             if record["kind"] == "skip":
                 decisions.skipped.add(record["data_step"])
             elif record["kind"] == "rollback":

@@ -15,6 +15,7 @@ import pytest
 from jobs import base
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
+from jobs.outcomes import Cause, Outcome
 from monitoring.journal import read
 from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.scan import scan
@@ -27,6 +28,7 @@ def _signals_and_umask_as_before() -> Iterator[None]:
     before = [signal.getsignal(number) for number in numbers]
     umask = os.umask(0o022)
     yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     os.umask(umask)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
@@ -168,29 +170,21 @@ def test_a_stage_stops_once_its_parent_is_gone(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "process", "is_cancelled", "is_requeued"),
-    [(75, "0", False, True), (75, "1", False, False), (75, "0", True, False), (1, "0", False, False)],
+    ("code", "cause", "is_requeued"),
+    [(75, Cause.PREEMPTION, True), (75, Cause.CANCELLED, False), (1, Cause.CRASH, False)],
 )
 def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_queue(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    code: int,
-    process: str,
-    is_cancelled: bool,
-    is_requeued: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, cause: Cause, is_requeued: bool
 ) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_PROCID", process)
-    monkeypatch.setattr(base, "run_job", lambda *_: code)
-    if is_cancelled:
-        (tmp_path / "cancelled").touch()
+    monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(code, cause))
 
     with pytest.raises(SystemExit) as ended:
-        base.run_slurm_job("train", str(tmp_path))
+        base.run_slurm_job("evaluate", str(tmp_path))
 
     assert ended.value.code == code
     asked = tmp_path / "asked"
@@ -198,9 +192,28 @@ def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_q
 
 
 def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(base, "run_job", lambda *_: 0)
+    monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(0))
 
-    base.run_slurm_job("train", str(tmp_path))
+    base.run_slurm_job("evaluate", str(tmp_path))
+
+
+@pytest.mark.parametrize(("deaths", "code"), [(2, 0), (9, 1)])
+def test_an_agent_that_is_killed_is_started_again_within_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, code: int
+) -> None:
+    """The stand-in for the interpreter kills itself a few times."""
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/starts\n'
+        f"[ $(wc -l < {tmp_path}/starts) -gt {deaths} ] || kill -KILL $$\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+    assert base._keep_agent("/runs/a-1") == code
+
+    starts = (tmp_path / "starts").read_text().splitlines()
+    assert set(starts) == {"-m jobs.base slurm-agent /runs/a-1"}
+    assert len(starts) == min(deaths + 1, 4)
 
 
 def test_an_attempt_says_who_owns_it(run_dir: Path) -> None:

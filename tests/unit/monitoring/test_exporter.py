@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
-import urllib.error
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from wsgiref.simple_server import WSGIServer
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitoring import exporter
 from monitoring.catalog import METRICS, PHASES, TERMS
-from monitoring.exporter import Exporter
+from monitoring.exporter import FORGET_AFTER_S, Exporter, routes
 from monitoring.journal import Journal
+from monitoring.server import Server
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 RUN = "coco_univip-0a1b2c3d"
@@ -91,16 +89,16 @@ def runs_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WSGIServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("served")
     write_full_journal(root / RUN)
-    serving = exporter.start(root)
-    yield serving
-    serving.shutdown()
-    serving.server_close()
+    with Server("127.0.0.1", 0, routes(Exporter(root))) as serving:
+        serving.start()
+        yield serving
+        serving.shutdown()
 
 
-def get(server: WSGIServer, path: str, accept: str = "*/*") -> tuple[str, str]:
+def get(server: Server, path: str, accept: str = "*/*") -> tuple[str, str]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{server.server_port}{path}", headers={"Accept": accept}
     )
@@ -118,17 +116,15 @@ def series_of(text: str) -> Series:
     return found
 
 
-def scrape(collector: Exporter) -> Series:
-    registry = CollectorRegistry()
-    registry.register(collector)
-    return series_of(generate_latest(registry).decode())
+def scrape(exporter: Exporter) -> Series:
+    return series_of(exporter.exposition().decode())
 
 
 def value(found: Series, name: str, run: str = RUN, **labels: str) -> float:
     return found[name, frozenset({"run": run, **labels}.items())]
 
 
-def test_every_metric_of_the_catalogue_is_served_with_its_labels(server: WSGIServer) -> None:
+def test_every_metric_of_the_catalogue_is_served_with_its_labels(server: Server) -> None:
     kind, text = get(server, "/metrics")
 
     assert kind.startswith("text/plain")
@@ -160,7 +156,7 @@ def test_values_are_those_of_the_journal(runs_root: Path) -> None:
     assert value(found, "univip_monitoring_run_readable") == 1.0
 
 
-def test_openmetrics_is_served_to_who_asks_for_it(server: WSGIServer) -> None:
+def test_openmetrics_is_served_to_who_asks_for_it(server: Server) -> None:
     kind, text = get(server, "/metrics", "application/openmetrics-text; version=1.0.0")
 
     assert kind.startswith("application/openmetrics-text")
@@ -204,15 +200,15 @@ def test_a_torn_line_counts_once_it_is_whole(runs_root: Path) -> None:
     with Journal(run_dir) as writer:
         writer.record("skip", where="loss", reason="nonfinite")
     whole = writer.path.read_bytes()
-    collector = Exporter(runs_root)
+    exporter = Exporter(runs_root)
 
     counts = []
     for content in (whole[:-9], whole, whole + b"garbage\n" + whole[:20]):
         writer.path.write_bytes(content)
-        counts.append(value(scrape(collector), "univip_fault_skipped_steps_total", reason="nonfinite"))
+        counts.append(value(scrape(exporter), "univip_fault_skipped_steps_total", reason="nonfinite"))
 
     assert counts == [0.0, 1.0, 1.0]
-    assert value(scrape(collector), "univip_monitoring_damaged_lines_total") == 1.0
+    assert value(scrape(exporter), "univip_monitoring_damaged_lines_total") == 1.0
 
 
 def test_a_loss_that_is_not_a_number_is_served_as_nan(runs_root: Path) -> None:
@@ -265,21 +261,29 @@ def test_folders_without_a_journal_are_no_runs(runs_root: Path) -> None:
 
 
 def test_a_folder_of_runs_that_does_not_exist_yet_is_no_error(tmp_path: Path) -> None:
-    collector = Exporter(tmp_path / "runs")
-    assert scrape(collector) == {}
+    exporter = Exporter(tmp_path / "runs")
+    assert scrape(exporter) == {}
 
     (tmp_path / "runs").mkdir()
     write_full_journal(tmp_path / "runs" / RUN)
-    assert value(scrape(collector), "univip_train_loss") == 3.25
+    assert value(scrape(exporter), "univip_train_loss") == 3.25
 
 
-def test_a_run_that_is_deleted_is_forgotten(runs_root: Path) -> None:
+def test_a_run_that_vanishes_keeps_its_last_state_and_is_forgotten_after_a_time(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_full_journal(runs_root / RUN)
-    collector = Exporter(runs_root)
-    assert scrape(collector)
+    exporter = Exporter(runs_root)
+    assert value(scrape(exporter), "univip_monitoring_run_readable") == 1.0
+    start = time.monotonic()
 
-    shutil.rmtree(runs_root / RUN)
-    assert scrape(collector) == {}
+    shutil.rmtree(runs_root)
+    found = scrape(exporter)
+    assert value(found, "univip_train_loss") == 3.25
+    assert value(found, "univip_monitoring_run_readable") == 0.0
+
+    monkeypatch.setattr("time.monotonic", lambda: start + FORGET_AFTER_S + 60)
+    assert scrape(exporter) == {}
 
 
 def test_hostile_names_and_values_stay_inside_their_label(runs_root: Path) -> None:
@@ -299,37 +303,22 @@ def test_hostile_names_and_values_stay_inside_their_label(runs_root: Path) -> No
     assert {name for name, _ in found} <= {metric.name for metric in METRICS}
 
 
-def test_no_path_is_served(server: WSGIServer) -> None:
+def test_no_path_is_served(server: Server) -> None:
     _, text = get(server, "/metrics")
 
     assert "/served" not in text
     assert "a/b.jpg" not in text
 
 
-def test_it_answers_a_health_check_and_refuses_other_paths(server: WSGIServer) -> None:
-    assert get(server, "/healthz")[1] == "ok\n"
-    with pytest.raises(urllib.error.HTTPError, match="404") as error:
-        get(server, "/../etc/passwd")
-    error.value.close()
-
-
-def test_it_listens_on_this_machine_only(server: WSGIServer) -> None:
-    assert server.server_address[0] == "127.0.0.1"
-
-
-def test_a_port_in_use_is_an_error(tmp_path: Path, server: WSGIServer) -> None:
-    with pytest.raises(OSError, match="in use"):
-        exporter.serve(tmp_path, server.server_port)
-
-
-def test_promtool_accepts_every_name(server: WSGIServer) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian package: prometheus)")
-
+def test_promtool_accepts_every_name(server: Server, program: Callable[[str], str]) -> None:
     _, text = get(server, "/metrics")
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, text=True, capture_output=True, timeout=30, check=False
+        [program("promtool"), "check", "metrics"],
+        input=text,
+        text=True,
+        capture_output=True,
+        timeout=30,
+        check=False,
     )
 
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring import journal
-from monitoring.journal import Journal, JournalReader, Record, read, tail_records
+from monitoring.journal import Journal, Record, read, tail_records
+from monitoring.lines import JournalFile
 from univip.observe import Observer
 
 
@@ -234,12 +235,12 @@ def test_a_full_disk_costs_lines_and_the_line_after_it_is_whole(
     writer.record("x", number=1)
     writer.close()
 
-    reader = JournalReader(tmp_path)
-    assert [(record["kind"], record.get("records")) for record in reader.poll()] == [
+    file = JournalFile(writer.path)
+    assert [(record["kind"], record.get("records")) for record in file.records()] == [
         ("x", None),
         ("dropped", 1),
     ]
-    assert reader.damaged == 1
+    assert file.damaged == 1
 
 
 def test_a_file_that_ends_in_a_torn_line_is_continued_on_a_new_one(tmp_path: Path) -> None:
@@ -335,58 +336,68 @@ def test_damaged_lines_are_skipped_and_counted(
 
     with caplog.at_level(logging.WARNING):
         records = [record for record in read(tmp_path) if "n" in record]
-    reader = JournalReader(tmp_path)
-    polled = list(reader.poll())
+    file = JournalFile(path)
+    polled = list(file.records())
 
     assert [record["n"] for record in records] == [1, 2]
-    assert len(polled) + reader.damaged == 3
-    assert (reader.damaged == 1) == ("1 damaged lines" in caplog.text)
+    assert len(polled) + file.damaged == 3
+    assert (file.damaged == 1) == ("1 damaged lines" in caplog.text)
     assert tail_records(path)[-1] == polled[-1]
 
 
 def test_a_file_growing_byte_by_byte_gives_each_record_once(tmp_path: Path) -> None:
     content = line(1.0, n=1, loss="NaN") + b"garbage\n" + line(2.0, n=2) + line(3.0, n=3)
     path = written(tmp_path, b"")
-    reader = JournalReader(tmp_path)
+    file = JournalFile(path)
     seen = []
 
     for end in range(len(content)):
         path.write_bytes(content[: end + 1])
         complete = content[: end + 1].count(b"\n")
-        seen += [record["n"] for record in reader.poll()]
-        assert len(seen) + reader.damaged == complete
+        seen += [record["n"] for record in file.records()]
+        assert len(seen) + file.damaged == complete
         assert [record["n"] for record in tail_records(path)] == seen
 
     assert seen == [1, 2, 3]
-    assert reader.damaged == 1
+    assert file.damaged == 1
 
 
-def test_a_reader_finds_files_that_appear_later(tmp_path: Path) -> None:
-    reader = JournalReader(tmp_path)
-    assert list(reader.poll()) == []
+def test_a_line_without_an_end_is_passed_over_block_by_block(tmp_path: Path) -> None:
+    path = written(tmp_path, line(1.0, n=1) + b"x" * 3_500_000 + b"\n" + line(2.0, n=2))
+    file = JournalFile(path)
 
-    written(tmp_path, line(1.0, n=1), "0001.00-rank0000.jsonl")
-    assert [record["n"] for record in reader.poll()] == [1]
-    written(tmp_path, line(2.0, n=2), "0002.00-rank0000.jsonl")
-    assert [record["n"] for record in reader.poll()] == [2]
-
-
-def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
-    written(tmp_path, line(1.0, n=1), "0001.00-rank0000.jsonl")
-    (tmp_path / "journal" / "0001.00-rank0001.jsonl").mkdir()
-    written(tmp_path, line(2.0, n=2), "0002.00-rank0000.jsonl")
-    reader = JournalReader(tmp_path)
-
-    assert [record["n"] for record in reader.poll()] == [1, 2]
-    assert reader.unreadable == ["0001.00-rank0001.jsonl"]
+    assert [record["n"] for record in file.records()] == [1, 2]
+    assert file.damaged == 1
+    assert file.bytes_read < 2 * path.stat().st_size
 
 
-def test_a_journal_that_is_a_file_is_unreadable_not_fatal(tmp_path: Path) -> None:
-    (tmp_path / "journal").write_bytes(b"")
-    reader = JournalReader(tmp_path)
+def test_every_16_kib_a_line_says_what_the_file_amounts_to(tmp_path: Path) -> None:
+    with Journal(tmp_path) as writer:
+        for number in range(2000):
+            writer.record("skip", where="loss", reason="nonfinite", what="x" * 100, number=number)
+            if number % 50 == 0:
+                wait_until(lambda: not writer._lines)
 
-    assert list(reader.poll()) == []
-    assert reader.unreadable == ["journal"]
+    content = writer.path.read_bytes()
+    positions = [content.index(b"\n" + row) for row in content.split(b"\n") if b'"kind": "totals"' in row]
+    assert len(positions) > len(content) // 50_000
+    assert max(np.diff([0, *positions, len(content)])) < 2 * journal.TOTALS_BYTES
+    # Readers of records are spared it.
+    assert [record["number"] for record in read(tmp_path)] == list(range(2000))
+    assert {record["kind"] for record in tail_records(writer.path)} == {"skip"}
+
+
+def test_the_first_line_of_a_file_says_what_the_earlier_ones_amounted_to(tmp_path: Path) -> None:
+    for attempt in (1, 2, 3):
+        with Journal(tmp_path, attempt=attempt) as writer:
+            writer.record("skip", where="loss", reason="nonfinite")
+    with Journal(tmp_path, attempt=3, rank=1) as other:
+        other.record("round")
+
+    first, second = lines_of(writer.path)
+    assert (first["kind"], second["kind"]) == ("totals", "skip")
+    assert first["counts"]["univip_fault_skipped_steps_total"] == [[["nonfinite"], "", 2]]
+    assert [record["kind"] for record in lines_of(other.path)] == ["round"]
 
 
 def test_the_tail_of_a_long_file_is_found_in_its_last_64_kib(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring.catalog import KINDS, METRICS, Kind
-from monitoring.journal import Record
-from monitoring.series import Labels, RunSeries
+from monitoring.catalog import KINDS, METRICS, TOTALS, Kind
+from monitoring.lines import Record, decode, encode
+from monitoring.series import MAX_CELLS, Labels, RunSeries, merged
 
 METRIC = {metric.name: metric for metric in METRICS}
 
@@ -31,11 +31,18 @@ def of(*records: Record) -> RunSeries:
     return series
 
 
-def test_the_newest_value_of_a_gauge_wins_whatever_the_order() -> None:
-    old, new = record("step", 1.0, loss=5.0), record("step", 2.0, loss=3.0)
+def test_of_two_sources_the_newest_value_of_a_gauge_wins() -> None:
+    old, new = of(record("run", 1.0, state="training")), of(record("run", 2.0, state="done"))
 
-    assert values(of(old, new), "univip_train_loss") == {(): 3.0}
-    assert values(of(new, old), "univip_train_loss") == {(): 3.0}
+    for series in (merged([old, new]), merged([new, old])):
+        assert values(series, "univip_run_state")["done",] == 1.0
+
+
+def test_within_a_source_the_last_value_of_a_gauge_wins_whatever_the_clock_says() -> None:
+    series = of(record("step", 9.0, loss=5.0), record("step", 2.0, loss=3.0))
+
+    assert values(series, "univip_train_loss") == {(): 3.0}
+    assert values(series, "univip_train_last_step_timestamp_seconds") == {(): 2.0}
 
 
 def test_a_rollback_moves_the_step_back_but_no_counter() -> None:
@@ -139,7 +146,7 @@ def test_shards_add_up_and_a_shard_begun_again_counts_once() -> None:
 
 
 def test_a_run_is_in_one_state() -> None:
-    series = of(record("run", 2.0, state="evaluating"), record("run", 1.0, state="training"))
+    series = of(record("run", 1.0, state="training"), record("run", 2.0, state="evaluating"))
 
     states = values(series, "univip_run_state")
     assert sum(states.values()) == states["evaluating",] == 1.0
@@ -197,9 +204,85 @@ def test_no_value_spoils_a_counter(bad: object) -> None:
 def test_sums_do_not_depend_on_the_order_of_the_files(order: list[float]) -> None:
     saves = [record("checkpoint", outcome="success", blocked_s=seconds) for seconds in order]
 
-    [total] = values(of(*saves), "univip_checkpoint_blocked_seconds_total").values()
-    # Python's own exact sum.
-    assert total == math.fsum(order)
+    [total] = values(merged(map(of, saves)), "univip_checkpoint_blocked_seconds_total").values()
+    # Each is rounded to a millionth.
+    assert total == 333333334.633333
+
+
+def full_series() -> RunSeries:
+    return of(
+        record("run", 1.0, state="training", experiment="demo", num_images=100, global_batch=10),
+        record("step", 2.0, loss=math.nan, images=900, phases={"data": 1.5}, data_step=7, terms={"scene": 1}),
+        record("checkpoint", 3.0, outcome="success", blocked_s=0.1, background_s=1e-7, bytes=10),
+        record("checkpoint", 4.0, outcome="failure", blocked_s=0.2),
+        record("restart", 5.0, cause="hang"),
+        record("proposals", 6.0, shard=3, images_done=5, images=8, boxes=70, failed={"corrupt": 1}),
+        record("shard", 7.0, shard=3, state="running"),
+        record("evaluate", 8.0, protocol="knn", trained={"top1": 0.5}, checkpoint_data_step=7),
+    )
+
+
+def shown(series: RunSeries) -> dict[str, str]:
+    """Everything a run shows, as text: NaN differs from itself."""
+    return {
+        metric.name: repr(series.info(metric) if metric.type == "info" else sorted(series.samples(metric)))
+        for metric in METRICS
+        if metric.take != "exporter"
+    }
+
+
+def test_a_totals_record_tells_all_that_was_known() -> None:
+    line = encode(record(TOTALS) | full_series().totals())
+
+    again = RunSeries()
+    told = decode(line)
+    assert told is not None
+    again.add(told)
+
+    assert shown(again) == shown(full_series())
+    # And what is added afterwards counts on.
+    again.add(record("restart", cause="hang"))
+    assert values(again, "univip_fault_restarts_total")["hang",] == 2.0
+
+
+def test_a_totals_record_that_knows_less_takes_nothing_back() -> None:
+    series = of(record("restart", cause="hang"), record("restart", cause="hang"), record("step", images=9))
+    series.add(record(TOTALS) | of(record("restart", cause="hang"), record("step", images=5)).totals())
+
+    assert values(series, "univip_fault_restarts_total")["hang",] == 2.0
+    assert values(series, "univip_train_images_total") == {(): 9.0}
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        5,
+        {"univip_nothing": [[[], "", 1.0]]},
+        {"univip_train_images_total": 5},
+        {"univip_train_images_total": [5, [], [[]], [["x"], "", 1.0], [[], "", "9"], [[], None, 9.0]]},
+        {
+            "univip_train_images_total": [
+                [[], "", -1.0],
+                [[], "", math.nan],
+                [[], "", 10**400],
+                [[], "", 1, 2],
+            ]
+        },
+        {"univip_train_loss": [[[], "", 1.0, "x"], [[], "", "x", 1.0], [[], "", 1.0, 10**400]]},
+    ],
+)
+def test_nonsense_in_a_totals_record_is_left_out(nonsense: object) -> None:
+    series = of(record("step", images=5, loss=2.0))
+    series.add(record(TOTALS, newest=nonsense, counts=nonsense))
+
+    assert values(series, "univip_train_images_total") == {(): 5.0}
+    assert values(series, "univip_train_loss") == {(): 2.0}
+
+
+def test_a_journal_of_endless_labels_does_not_fill_the_memory() -> None:
+    series = of(*(record("restart", cause=f"cause{number}") for number in range(MAX_CELLS + 10)))
+
+    assert len(series.totals()["counts"]["univip_fault_restarts_total"]) == MAX_CELLS
 
 
 anything = st.recursive(
@@ -222,6 +305,7 @@ def test_whatever_a_field_holds_nothing_raises_and_labels_are_utf8(
     for time in times:
         fields = {name.removesuffix("{}"): data.draw(anything) for name in kind.fields}
         series.add(record(kind.name, time) | fields)
+    series = merged([series, of(record(TOTALS) | series.totals())])
 
     for metric in METRICS:
         if metric.type == "info":

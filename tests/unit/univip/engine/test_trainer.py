@@ -33,6 +33,7 @@ from univip.engine.trainer import Ending, Loaded, Trainer
 from univip.errors import RollbackExhaustedError
 from univip.methods.build import make_method
 from univip.optim.groups import make_optimizer
+from univip.resilience.anomaly import Capsules
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard, Verdict
 from univip.resilience.ledger import Ledger
@@ -105,13 +106,14 @@ def make_trainer(
         **resilience,
     )
     state = TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(limits))
+    manager = CheckpointManager(run_dir / "checkpoints", observer=events)
     return Trainer(
         state,
         Plan(TARGET, lambda _: 0.05, lambda _: 0.9, IMAGES, micro_batches=1, every_steps=2),
         batches(die_at=die_at),
         StepSettings(IMAGES, Precision.fp32, PlantedFaults(plant, markers=run_dir / "planted")),
         group=Group(),
-        manager=CheckpointManager(run_dir / "checkpoints", observer=events),
+        manager=manager,
         ledger=Ledger(run_dir / "ledger.jsonl"),
         samples=SampleLog(run_dir / "samples.bin"),
         checkpoint=CheckpointConfig(every_steps=every_steps),
@@ -120,6 +122,7 @@ def make_trainer(
         stop_requested=stop_requested,
         origin=Origin(),
         totals=Totals(),
+        capsules=Capsules(run_dir / "anomalies", manager, events, limit=limits.max_capsules, place={}),
     )
 
 
