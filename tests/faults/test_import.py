@@ -21,9 +21,10 @@ from univip.data.proposals import ProposalStore
 KILLS = 20
 TIMEOUT_S = 120.0
 WIDTH, HEIGHT = 640, 480
-# Small parts, and slow enough for a kill to meet any of them.
-SLOWLY = """
-import sys, time
+# Forks a child for every line it reads, after an import of its own has loaded and compiled everything: a kill
+# is to meet work and not a start. Parts are small, and slow enough for a kill to meet any of them.
+NURSERY = """
+import os, sys, time
 from launcher.cli.main import run
 from univip.proposals import orl, refill
 flush, write = refill.StoreWriter._flush, refill.store_format.write_store
@@ -38,7 +39,21 @@ refill._PART_BOXES = 6000
 orl._CHUNK_BYTES = 1 << 16
 refill.StoreWriter._flush = slow_flush
 refill.store_format.write_store = slow_write
-sys.exit(run(sys.argv[1:]))
+stdout = os.dup(1)
+os.dup2(2, 1)
+runs = os.environ["UNIVIP_RUNS"]
+os.environ["UNIVIP_RUNS"] = runs + "-undisturbed"
+assert run(sys.argv[1:]) == 0
+os.environ["UNIVIP_RUNS"] = runs
+os.dup2(stdout, 1)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.dup2(2, 1)
+        os._exit(run(sys.argv[1:]))
+    print(child, flush=True)
+    sys.stdin.readline()  # until then it keeps its id
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -67,64 +82,52 @@ def make_data(root: Path, num_images: int, boxes_per_image: int, *, different_ro
     return path
 
 
-def importing(root: Path, runs: Path, program: list[str]) -> subprocess.Popen[str]:
+def importing(root: Path, runs: Path, program: str) -> subprocess.Popen[str]:
     words = ["proposals", "import", str(root / "proposals.json"), f"data.root='{root}'", "data.split=train"]
-    environment = {**os.environ, "UNIVIP_RUNS": str(runs)}
     return subprocess.Popen(
-        [sys.executable, *program, *words],
-        env=environment,
+        [sys.executable, "-c", program, *words],
+        env={**os.environ, "UNIVIP_RUNS": str(runs)},
         text=True,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
-def finished(process: subprocess.Popen[str], runs: Path) -> bytes:
-    """The store of an import that nobody disturbs."""
-    output, errors = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, errors
-    return (runs / output.strip() / "proposals.arrow").read_bytes()
-
-
-def attempts(runs: Path) -> int:
-    return sum(1 for _ in runs.glob("*/attempts/[0-9]*"))
-
-
-def parts(runs: Path) -> int:
-    return sum(1 for _ in runs.glob("*/parts/part-*.arrow"))
-
-
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute on an idle machine
 def test_an_import_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    make_data(tmp_path / "data", 300, 400, different_rows=300)
-    program, runs = ["-c", SLOWLY], tmp_path / "runs"
-    expected = finished(
-        importing(tmp_path / "data", tmp_path / "undisturbed", program), tmp_path / "undisturbed"
-    )
-    draws = random.Random(0)
-    kills = kept = 0
-    while kills < KILLS:
-        before, attempts_before = parts(runs), attempts(runs)
-        process = importing(tmp_path / "data", runs, program)
-        deadline = time.monotonic() + TIMEOUT_S
-        # Until the index is made: most of a short process is its start, which nothing can harm.
-        while process.poll() is None and attempts(runs) < attempts_before + 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(draws.uniform(0, 2.5))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode in (0, -signal.SIGKILL), errors
-        kept += before > 0
-        if process.returncode == 0:
-            assert next(runs.glob("*/proposals.arrow")).read_bytes() == expected
-            shutil.rmtree(runs)
-
-    assert finished(importing(tmp_path / "data", runs, program), runs) == expected
-    assert kept > KILLS // 4  # as often at least, a process went on behind the parts of another one
-    ProposalStore.verify(next(runs.glob("*/proposals.arrow")))
+    make_data(tmp_path / "data", 150, 400, different_rows=150)
+    runs, draws = tmp_path / "runs", random.Random(0)
+    durations_s: list[float] = []  # of imports from the start to the end
+    kills = went_on = 0
+    with importing(tmp_path / "data", runs, NURSERY) as nursery:
+        assert nursery.stdin is not None
+        assert nursery.stdout is not None
+        while kills < KILLS or runs.exists():
+            parts = list(runs.glob("*/parts/part-*.arrow"))
+            start, is_whole = time.monotonic(), not runs.exists()
+            print("import", file=nursery.stdin, flush=True)
+            child = int(nursery.stdout.readline())
+            if durations_s and kills < KILLS:
+                time.sleep(draws.uniform(0, durations_s[0]))
+                os.kill(child, signal.SIGKILL)
+            print("wait", file=nursery.stdin, flush=True)
+            code = int(nursery.stdout.readline())
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+            went_on += code != 0 and bool(parts)
+            if code == 0:
+                durations_s += [time.monotonic() - start] * is_whole
+                [store] = runs.glob("*/proposals.arrow")
+                [expected] = tmp_path.glob("runs-undisturbed/*/proposals.arrow")
+                assert store.read_bytes() == expected.read_bytes()
+                ProposalStore.verify(store)
+                shutil.rmtree(runs)
+        nursery.stdin.close()
+        assert nursery.stderr is not None
+        assert "Traceback" not in nursery.stderr.read()
+    assert went_on >= KILLS // 4  # processes that found parts of another one
 
 
 @pytest.mark.slow
@@ -132,11 +135,10 @@ def test_the_memory_of_an_import_does_not_follow_the_size_of_the_file(tmp_path: 
     path = make_data(tmp_path / "data", 6000, 2200, different_rows=50)
     assert path.stat().st_size > 250e6
 
-    program = [
-        "-c",
+    program = (
         "import resource, sys; from launcher.cli.main import run; code = run(sys.argv[1:]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)",
-    ]
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+    )
     process = importing(tmp_path / "data", tmp_path / "runs", program)
     output, errors = process.communicate(timeout=TIMEOUT_S)
 
