@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.attempts import Attempt, RunBusyError, attempt
-from jobs.config import Config, RunHeader, RunKind, load, load_header, num_images
+from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header, num_images
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
 from monitoring.journal import Journal
@@ -79,6 +79,7 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
         if kind == "train":
             from jobs.agent import train
 
+            _verify_boxes(run_dir)
             return train(load(run_dir), run_dir, mine)
         with Journal(run_dir, attempt=mine.number, source=kind.replace(":", "")) as journal:
             _work(kind, run_dir, mine, journal)
@@ -89,6 +90,14 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
             traceback.print_exc()
         return Outcome.of_error(error)
     return Outcome(ExitCode.DONE)
+
+
+def _verify_boxes(run_dir: Path) -> None:
+    """Read the boxes that training maps, once per attempt: a damaged store must not be trained on."""
+    if load_header(run_dir).proposals:
+        from univip.data.proposals import ProposalStore
+
+        ProposalStore.verify(data_dir(run_dir) / "proposals.arrow")
 
 
 def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:

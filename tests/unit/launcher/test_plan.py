@@ -5,6 +5,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
+from jobs.attempts import attempt
 from jobs.compose import compose
 from jobs.config import Config, RunKind, load_header
 from jobs.outcomes import write_json
@@ -12,6 +13,7 @@ from launcher.errors import RefusedError
 from launcher.plan import make_plan, plan_again
 from launcher.submission import submit
 from univip.data import decode
+from univip.data.scan import scan
 from univip.errors import DataError
 from univip.proposals.cut import search_seconds
 
@@ -170,3 +172,24 @@ def test_only_shards_without_a_report_are_left(config: Config) -> None:
     for shard in (0, 2):
         (folder / f"shard-{shard:05d}.json").touch()
     assert plan.shards_left == [0]  # an array has at least one element
+
+
+def test_boxes_whose_store_was_removed_are_merged_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.submission.start_local", lambda *_: 1)
+    plan = make_plan("proposals", config)
+    run_dir = submit(plan, []).run_dir
+    for kind in ("prepare", "shards", "merge"):
+        with attempt(run_dir, kind) as mine:
+            mine.exit_code = 0
+    layout = scan(config.data).layout
+    write_json(run_dir / "images.json", {"layout": layout, "shards": [0, 2, 4, 5]})
+    write_json(run_dir / "proposals.json", {})
+    runs = Path(config.paths.runs)
+    assert make_plan("proposals", config).request.remaining(runs) == []
+
+    (run_dir / "proposals.json").unlink()
+
+    left = make_plan("proposals", config).request.remaining(runs)
+    assert [stage.kind for stage in left] == ["shards", "merge"]
