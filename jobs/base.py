@@ -20,7 +20,7 @@ from types import FrameType
 
 from jobs import slurm
 from jobs.attempts import Attempt, RunBusyError, attempt
-from jobs.config import Config, RunHeader, RunKind, load, load_header, num_images
+from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header, num_images
 from jobs.identity import changed_keys
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
@@ -141,6 +141,7 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
         if kind == "train":
             from jobs.agent import train
 
+            _verify_boxes(run_dir)
             outcome = train(load(run_dir), run_dir, mine)
             return _why_stopped(load(run_dir), run_dir) if outcome.cause == Cause.STOPPED else outcome
         with Journal(run_dir, attempt=mine.number, source=kind.replace(":", "")) as journal:
@@ -168,6 +169,14 @@ def _write_report(run_dir: Path) -> None:
         write_text(run_dir / FILE, report(run_dir, history, changed_keys(load(run_dir))))
     except Exception:  # noqa: BLE001 - told to the log
         traceback.print_exc()
+
+
+def _verify_boxes(run_dir: Path) -> None:
+    """Read the boxes that training maps, once per attempt: a damaged store must not be trained on."""
+    if load_header(run_dir).proposals:
+        from univip.data.proposals import ProposalStore
+
+        ProposalStore.verify(data_dir(run_dir) / "proposals.arrow")
 
 
 def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:

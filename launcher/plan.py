@@ -32,6 +32,7 @@ from univip.optim.schedules import total_data_steps
 from univip.proposals.cut import FOLDER, count_shards, search_seconds, shard_file
 
 _NAMES = 3  # of photographs left out
+_STORE_REPORT = "proposals.json"
 _MOST_HEADERS = 2000  # of a folder; the rest is looked at by the first stage
 
 
@@ -184,10 +185,18 @@ def _num_shards(config: Config, boxes: str, found: Scan) -> int:
 
 
 def _stages(command: str, config: Config, header: RunHeader, found: Scan) -> list[Stage]:
-    """Stages of the request; the index is made again where photographs moved to folders of other names."""
+    """Stages of the request.
+
+    The index is made again where photographs moved to folders of other names, and boxes whose store was
+    removed, because it was damaged, are merged again.
+    """
     now = time.time()
     stages = stages_of(command, header.id, header.proposals, now=now)
-    index = read_json(Path(config.paths.runs) / (header.proposals or header.id) / INDEX_REPORT)
-    if index is None or index.get("layout") == found.layout:
-        return stages
-    return [replace(stage, since=now) if stage.kind == "prepare" else stage for stage in stages]
+    boxes = Path(config.paths.runs) / (header.proposals or header.id)
+    index = read_json(boxes / INDEX_REPORT)
+    again = set()
+    if index is not None and index.get("layout") != found.layout:
+        again.add("prepare")
+    if index is not None and not (boxes / _STORE_REPORT).exists():
+        again |= {"shards", "merge"}
+    return [replace(stage, since=now) if stage.kind in again else stage for stage in stages]

@@ -259,5 +259,6 @@ def _views(lists: pa.LargeListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray
 
 
 def _restore(path: Path) -> str:
-    """Command after which the next request writes a store again, from its shards."""
-    return f"rm -f {shlex.quote(str(path))} {shlex.quote(str(report_path(path)))}  # then submit again"
+    """Command that merges the store of a run again, from its shards."""
+    files = shlex.join([str(path), str(report_path(path))])
+    return f"rm -f {files}; univip resume {path.parent.name}"

@@ -64,6 +64,26 @@ def test_the_stages_of_the_boxes_leave_a_store_attempts_and_a_journal(run_dir: P
     assert [record["shard"] for record in records if record["kind"] == "shard"] == [1, 1, 0, 0, 1, 1]
 
 
+def test_training_does_not_begin_on_a_damaged_store(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for kind in ("prepare", "shards", "merge"):
+        assert base.run_job(kind, str(run_dir)) == 0
+    train = run_dir.parent / "univip-1"
+    train.mkdir()
+    header = replace(load_header(run_dir), id=train.name, kind=RunKind.train, proposals=run_dir.name)
+    store(load(run_dir), header, train)
+    path = run_dir / "proposals.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+    assert base.run_job("train", str(train)) == 77
+
+    error = capfd.readouterr().err
+    assert "`proposals.arrow` must have the SHA-256" in error
+    assert f"fix:   rm -f {path} {path.with_suffix('.json')}; univip resume {run_dir.name}" in error
+    assert not list(train.glob("attempts/*/round-*"))
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("700", 0o700), ("755", 0o755)])
 def test_everything_in_a_run_is_as_open_as_the_configuration_says(
     run_dir: Path, mode: str, expected: int

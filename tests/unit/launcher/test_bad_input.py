@@ -270,6 +270,7 @@ def test_photographs_in_folders_of_other_names_are_the_same_run_with_a_new_index
         with attempt(boxes, kind) as mine:
             mine.exit_code = 0
     write_json(boxes / "images.json", {"layout": "of other folders", "failed": {}})
+    write_json(boxes / "proposals.json", {"failed": {}})
 
     assert submit() == 0
 

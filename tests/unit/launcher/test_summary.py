@@ -111,6 +111,7 @@ def test_boxes_are_counted_over_shards(tmp_path: Path) -> None:
             progress(0, 4, 1.0),
             progress(0, 8, 2.0),
             {"kind": "shard", "time": 2.0, "shard": 0, "state": "done"},
+            {"kind": "shard", "time": 2.0, "shard": 1, "state": "running"},
             progress(1, 4, 3.0),
         ],
     )

@@ -241,7 +241,8 @@ for shard in range(2):
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    assert [child.stdout.readline().strip() for _ in range(2)] == ["proposals", "image_failed"]
+    told = list(iter(lambda: str(child.stdout and child.stdout.readline()).strip(), "image_failed"))
+    assert set(told) == {"proposals"}  # how often depends on how busy the machine is
     child.kill()
     child.wait()
     child.stdin.close()
