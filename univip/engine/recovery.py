@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from univip.checkpoint import layout
 from univip.checkpoint.manager import CheckpointManager, Found
 from univip.config import ResilienceConfig
+from univip.engine.probation import Probation
 from univip.errors import CheckpointError
 from univip.observe import Observer
 from univip.resilience.guard import Judgement
@@ -65,9 +66,15 @@ class Recovery:
     """Rank 0's view of ledger and checkpoints."""
 
     def __init__(
-        self, manager: CheckpointManager, ledger: Ledger, limits: ResilienceConfig, observer: Observer
+        self,
+        manager: CheckpointManager,
+        ledger: Ledger,
+        probation: Probation,
+        limits: ResilienceConfig,
+        observer: Observer,
     ) -> None:
         self.manager = manager
+        self.probation = probation
         self.ledger = ledger
         self.limits = limits
         self.observer = observer
@@ -103,6 +110,8 @@ class Recovery:
                 "a newer attempt owns this run; this one decides nothing more",
                 where=str(self.manager.directory),
             )
+        self.manager.wait()
+        self.probation.settle()
         decisions = self.ledger.decisions()
         rung = next_rung(decisions, bad_step, self.limits)
         if rung.spent:

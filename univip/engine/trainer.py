@@ -113,7 +113,6 @@ class Trainer:
         self.origin = origin
         self.capsules = capsules
         self.clock = PhaseClock(totals.phases)
-        self.recovery = Recovery(manager, ledger, resilience, observer)
         self.reporter = Reporter(
             plan,
             totals,
@@ -122,6 +121,7 @@ class Trainer:
             smallest_batch=plan.global_batch // (group.size * plan.micro_batches),
         )
         self.probation = Probation(manager, ledger, observer, good_steps=resilience.healthy_after_steps)
+        self.recovery = Recovery(manager, ledger, self.probation, resilience, observer)
         self._replicas = ReplicaCheck(group, every_steps=resilience.replica_check_every)
         self._buffer = GradientBuffer(state.method.online)
         self._stream: Generator[Loaded, None, None] | None = None
@@ -295,8 +295,6 @@ class Trainer:
         """Rank 0's decision about a rollback, as it is broadcast."""
         report = self._report
         assert report is not None
-        self.manager.wait()
-        self.probation.settle()
         decided = self.recovery.roll_back(self._bad_step, self.state.step, report.judgement)
         if isinstance(decided, Exhausted):
             return {**decided._asdict(), "what": report.judgement.what}

@@ -56,11 +56,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.finding is not None or is_innocent or not self._phase():
             return func(*args, **kwargs)
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if leaf is not None]
-        before = leaves
-        if func._schema.is_mutable:
-            before = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        is_mutable = func._schema.is_mutable
+        before = [
+            leaf.detach().clone() if isinstance(leaf, Tensor) and is_mutable else leaf for leaf in leaves
+        ]
         result = func(*args, **kwargs)
-        bad = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and not is_finite(leaf)]
+        # What changes many tensors in place returns nothing.
+        outputs = tree_leaves(result) if result is not None or not is_mutable else leaves
+        bad = [leaf for leaf in outputs if isinstance(leaf, Tensor) and not is_finite(leaf)]
         if bad:
             self.finding = {
                 "operation": str(func),

@@ -383,3 +383,44 @@ def test_only_a_checkpoint_that_is_kept_can_be_exported(
     assert run(["export", "@last", "--data-step", "4"]) == 2
 
     assert "must be one of 3, 6, but is 4" in capsys.readouterr().err
+
+
+def test_replay_starts_a_process_of_its_own_and_ends_as_it_does(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def start(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", start)
+
+    assert run(["replay", "@last", "12", "--device", "cpu", "--float32", "--json"]) == 1
+    assert started == [
+        [
+            sys.executable,
+            "-m",
+            "jobs.replay",
+            str(run_dir),
+            "12",
+            "--device",
+            "cpu",
+            "--float32",
+            "--json",
+        ]
+    ]
+
+
+def test_show_lists_the_bad_steps_and_how_to_replay_them(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_dir / "anomalies" / "000000012"
+    folder.mkdir(parents=True)
+    capsule = {"data_step": 12, "verdict": "skip", "what": "the loss is not finite"}
+    write_json(folder / "capsule.json", capsule)
+
+    run(["show", "@last"])
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "skip at data step 12, the loss is not finite: univip replay univip-1 000000012" in shown
