@@ -41,6 +41,7 @@ def run_job(kind: str, run_dir: str) -> int:
 
     Args:
         kind: `local` (supervise a whole request), prepare, shards, `shard:N`, merge, train or evaluate.
+            `shard:N/S` is shard N and every S-th after it.
         run_dir: The run directory.
 
     Returns:
@@ -67,8 +68,8 @@ def run_slurm_job(kind: str, run_dir: str) -> None:
 
 def _keep_agent(run_dir: str) -> int:
     """Run the agent of a training; start it again if it is killed, as by the system for want of memory."""
-    # SLURM signals every process. This one does not answer, nor does submitit in it; the agent starts with the
-    # signals blocked, so that one that comes before it can answer waits until it can.
+    # SLURM signals every process. This one does not answer, nor does submitit in it; the agent starts with
+    # the signals blocked, so that one that comes before it can answer waits until it can.
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -139,7 +140,7 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
 
             outcome = train(load(run_dir), run_dir, mine)
             return _why_stopped(load(run_dir), run_dir) if outcome.cause == Cause.STOPPED else outcome
-        with Journal(run_dir, attempt=mine.number, source=kind.replace(":", "")) as journal:
+        with Journal(run_dir, attempt=mine.number, source=kind.partition("/")[0].replace(":", "")) as journal:
             _work(kind, run_dir, mine, journal)
     except _Stopped:
         return _why_stopped(load(run_dir), run_dir)
@@ -190,7 +191,10 @@ def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, jou
     elif kind == "shards":
         proposals.run_shards(config, run_dir, journal)
     else:
-        proposals.run_shard(config, run_dir, int(kind.removeprefix("shard:")), journal)
+        first, _, stride = kind.removeprefix("shard:").partition("/")
+        last = proposals.num_shards(config, run_dir) if stride else int(first) + 1
+        for shard in range(int(first), last, int(stride or 1)):
+            proposals.run_shard(config, run_dir, shard, journal)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -23,6 +23,7 @@ from launcher.slurm import cancel_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
+_MAX_ELEMENTS = 1000  # of an array: `MaxArraySize` is 1001 where nobody set it
 _ENTRY = "jobs.base:run_slurm_job"
 
 
@@ -56,8 +57,9 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
     _refuse_control_characters(plan.config)
     jobs = []
     for stage in plan.request.remaining(runs) if stages is None else stages:
-        kinds = [f"shard:{n}" for n in range(plan.num_shards)] if stage.kind == "shards" else [stage.kind]
-        jobs.append(SlurmJob(stage, runs / stage.run, kinds, _parameters(stage, plan.config.cluster)))
+        kinds = _shards(plan.num_shards) if stage.kind == "shards" else [stage.kind]
+        parameters = _parameters(stage, plan.config.cluster, shards_each=-(-plan.num_shards // _MAX_ELEMENTS))
+        jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
     return jobs
 
 
@@ -120,7 +122,14 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     return ids
 
 
-def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
+def _shards(count: int) -> list[str]:
+    """Kinds of the elements of the array: a shard each, or several where there are more than SLURM takes."""
+    if count <= _MAX_ELEMENTS:
+        return [f"shard:{number}" for number in range(count)]
+    return [f"shard:{number}/{_MAX_ELEMENTS}" for number in range(_MAX_ELEMENTS)]
+
+
+def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> dict[str, Any]:
     """What one stage asks of SLURM."""
     trains, evaluates = stage.kind == "train", stage.kind == "evaluate"
     is_heavy = trains or evaluates
@@ -145,7 +154,7 @@ def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
     return {
         "job_name": f"univip-{stage.kind}",
         "comment": stage.run,
-        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h)),
+        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h * shards_each)),
         "nodes": cluster.nodes.min if trains else 1,
         "cpus_per_task": cpus,
         "signal_delay_s": cluster.signal_delay_s,

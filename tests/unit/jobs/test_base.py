@@ -62,6 +62,15 @@ def test_the_stages_of_the_boxes_leave_a_store_attempts_and_a_journal(run_dir: P
     assert [record["shard"] for record in records if record["kind"] == "shard"] == [1, 1, 0, 0, 1, 1]
 
 
+def test_an_element_of_a_long_array_searches_every_so_many_shards(run_dir: Path) -> None:
+    base.run_job("prepare", str(run_dir))
+
+    assert base.run_job("shard:0/1", str(run_dir)) == 0
+
+    assert [record["shard"] for record in read(run_dir) if record["kind"] == "shard"] == [0, 0, 1, 1]
+    assert base.run_job("merge", str(run_dir)) == 0
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("700", 0o700), ("755", 0o755)])
 def test_everything_in_a_run_is_as_open_as_the_configuration_says(
     run_dir: Path, mode: str, expected: int

@@ -81,8 +81,8 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 --ntasks-per-node=1 \
---no-kill --kill-on-bad-exit=0 --wait=0 PYTHON -u -m submitit.core._submit FOLDER
+srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 \
+--ntasks-per-node=1 --no-kill --kill-on-bad-exit=0 --wait=0 PYTHON -u -m submitit.core._submit FOLDER
 """
 
 
@@ -94,6 +94,16 @@ def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
     assert shards["--array"] == "0-2%2"
     assert (shards["--cpus-per-task"], shards["--time"], shards["--nodes"]) == ("4", "30", "1")
     assert "--gpus-per-node" not in shards
+
+
+def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Path) -> None:
+    cluster = replace(CLUSTER, shard_time_h=0.5)
+
+    job = slurm_jobs(make_plan(tmp_path, cluster, num_shards=2300))[1]
+
+    assert job.kinds[::999] == ["shard:0/1000", "shard:999/1000"]
+    shards = flags(render_slurm([job])[0])
+    assert (shards["--array"], shards["--time"]) == ("0-999%50", "90")
 
 
 def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> None:
