@@ -7,9 +7,12 @@ command.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pkgutil
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +82,7 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
 
     scripts = []
     for job, depends_on in zip(jobs, [None, *jobs], strict=False):
-        executor = Renderer(job.folder)
+        executor = Renderer(job.folder, python=_python())
         before = f"<{depends_on.stage.kind}>" if depends_on else None
         executor.update_parameters(**job.parameters, **_dependency(before))
         if len(job.kinds) > 1:
@@ -108,7 +111,7 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     ids: list[str] = []
     try:
         for job in jobs:
-            executor = SlurmExecutor(job.folder)
+            executor = SlurmExecutor(job.folder, python=_python())
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
             submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
@@ -120,6 +123,14 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
             fix="cluster=local; or, on a login node, cluster.partition= and cluster.account= of your site",
         ) from error
     return ids
+
+
+def _python() -> str:
+    """How submitit starts Python: with signals blocked until the job can answer them."""
+    spec = importlib.util.find_spec("jobs.blocked")
+    assert spec is not None
+    assert spec.origin is not None
+    return shlex.join([sys.executable, "-I", "-S", spec.origin])
 
 
 def _shards(count: int) -> list[str]:

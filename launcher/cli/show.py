@@ -61,7 +61,9 @@ def _facts(run_dir: Path) -> None:
         is_done = "done" if stage.is_done(run_dir.parent) else "to do"
         rows.append(("stage", f"{stage.kind} of {stage.run}: {is_done}"))
     for attempt in read_attempts(run_dir):
-        end = "runs" if attempt.is_alive() else attempt.cause or "ended without a word"
+        # Of an owner on another host only the state of the run tells.
+        is_running = attempt.is_alive() and not state.is_over()
+        end = "runs" if is_running else attempt.cause or "ended without a word"
         took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
         rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))

@@ -15,6 +15,7 @@ from launcher.plan import Plan
 from launcher.sbatch import render_slurm, slurm_jobs, submit_slurm
 from univip.errors import ConfigError
 
+BLOCKED = Path(__file__).resolve().parents[3] / "jobs" / "blocked.py"
 CLUSTER = ClusterConfig(
     kind=ClusterKind.slurm,
     account="vision",
@@ -50,7 +51,12 @@ def test_the_script_of_training_asks_for_what_was_configured(tmp_path: Path) -> 
     script = render_slurm(slurm_jobs(make_plan(runs)))[3]
 
     folder = runs / "univip-1" / "submitit"
-    assert script.replace(str(folder), "FOLDER").replace(shlex.quote(sys.executable), "PYTHON") == GOLDEN
+    assert (
+        script.replace(str(folder), "FOLDER")
+        .replace(shlex.quote(sys.executable), "PYTHON")
+        .replace(str(BLOCKED), "BLOCKED")
+        == GOLDEN
+    )
 
 
 GOLDEN = """\
@@ -82,8 +88,25 @@ module load cuda
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 \
---ntasks-per-node=1 --no-kill --kill-on-bad-exit=0 --wait=0 PYTHON -u -m submitit.core._submit FOLDER
+--ntasks-per-node=1 --no-kill --kill-on-bad-exit=0 --wait=0 PYTHON -I -S BLOCKED \
+-u -m submitit.core._submit FOLDER
 """
+
+
+def test_a_signal_that_comes_while_python_starts_waits_until_it_is_answered() -> None:
+    """The signal is there before the first import; the module that answers it comes late."""
+    code = (
+        "import os, signal, time; time.sleep(0.1)\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: print('answered'))\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})\n"
+    )
+    shell = 'kill -USR2 $$; exec "$@"'
+    blocked = [sys.executable, "-I", "-S", str(BLOCKED), "-c"]
+    blocked += [f"import os; os.execvp('sh', {['sh', '-c', shell, 'sh', sys.executable, '-c', code]!r})"]
+
+    ran = subprocess.run(blocked, capture_output=True, text=True, check=False)
+
+    assert (ran.returncode, ran.stdout) == (0, "answered\n"), ran.stderr
 
 
 def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
