@@ -27,6 +27,7 @@ _VERBS = {
     "show": "Everything about one run.",
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
+    "supervise": "Submit runs again that SLURM gave up on.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
     "digest": "SHA-256 over the last checkpoint's tensors.",
     "proposals": "Look at boxes, and at samples made with them.",
