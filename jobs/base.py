@@ -43,6 +43,7 @@ def run_job(kind: str, run_dir: str) -> int:
 
     Args:
         kind: `local` (supervise a whole request), prepare, shards, `shard:N`, merge, train or evaluate.
+            `shard:N/S` is shard N and every S-th after it.
         run_dir: The run directory.
 
     Returns:
@@ -69,8 +70,8 @@ def run_slurm_job(kind: str, run_dir: str) -> None:
 
 def _keep_agent(run_dir: str) -> int:
     """Run the agent of a training; start it again if it is killed, as by the system for want of memory."""
-    # SLURM signals every process. This one does not answer, nor does submitit in it; the agent starts with the
-    # signals blocked, so that one that comes before it can answer waits until it can.
+    # SLURM signals every process. This one does not answer, nor does submitit in it; the agent starts with
+    # the signals blocked, so that one that comes before it can answer waits until it can.
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -144,7 +145,7 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
             _verify_boxes(run_dir)
             outcome = train(load(run_dir), run_dir, mine)
             return _why_stopped(load(run_dir), run_dir) if outcome.cause == Cause.STOPPED else outcome
-        with Journal(run_dir, attempt=mine.number, source=kind.replace(":", "")) as journal:
+        with Journal(run_dir, attempt=mine.number, source=kind.partition("/")[0].replace(":", "")) as journal:
             _work(kind, run_dir, mine, journal)
     except _Stopped:
         return _why_stopped(load(run_dir), run_dir)
@@ -223,9 +224,11 @@ def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, jou
     elif kind == "shards":
         proposals.run_shards(config, run_dir, journal)
     else:
-        shard = int(kind.removeprefix("shard:"))
+        first, _, stride = kind.removeprefix("shard:").partition("/")
         # An array is made before all headers are read; of very few usable images there are fewer shards.
-        if shard < proposals.num_shards(config, run_dir):
+        count = proposals.num_shards(config, run_dir)
+        last = count if stride else min(int(first) + 1, count)
+        for shard in range(int(first), last, int(stride or 1)):
             proposals.run_shard(config, run_dir, shard, journal)
 
 

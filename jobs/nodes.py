@@ -132,6 +132,7 @@ class First(Nodes):
         self._members = list(range(here.num_nodes))
         self._next_look = 0.0
         self.stop_round = Path()  # to be made when the workers of a round shall stop so that a node can join
+        self._set("round", "0")
         self._set("attempt", str(attempt))
 
     def gather(self, number: int, minimum: int) -> list[int]:
@@ -232,6 +233,7 @@ class Follower(Nodes):
         self.attempt = int(self._store.get("attempt"))
         self._next_look = 0.0
         self._closed = threading.Event()
+        self._store.add(f"beat/{here.node}", 1)  # alive before it is ready
         # A connection of its own: that of this thread may be waiting.
         beats = threading.Thread(target=self._beat, args=[self._store.clone()], name="beats", daemon=True)
         beats.start()

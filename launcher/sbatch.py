@@ -7,9 +7,12 @@ command.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pkgutil
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +26,7 @@ from launcher.slurm import cancel_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
+_MAX_ELEMENTS = 1000  # of an array: `MaxArraySize` is 1001 where nobody set it
 _ENTRY = "jobs.base:run_slurm_job"
 
 
@@ -56,8 +60,10 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
     _refuse_control_characters(plan.config)
     jobs = []
     for stage in plan.request.remaining(runs) if stages is None else stages:
-        kinds = [f"shard:{n}" for n in plan.shards_left] if stage.kind == "shards" else [stage.kind]
-        jobs.append(SlurmJob(stage, runs / stage.run, kinds, _parameters(stage, plan.config.cluster)))
+        kinds = _shards(plan) if stage.kind == "shards" else [stage.kind]
+        shards_each = -(-plan.num_shards // len(kinds)) if "/" in kinds[0] else 1
+        parameters = _parameters(stage, plan.config.cluster, shards_each=shards_each)
+        jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
     return jobs
 
 
@@ -77,7 +83,7 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
 
     scripts = []
     for job, depends_on in zip(jobs, [None, *jobs], strict=False):
-        executor = Renderer(job.folder)
+        executor = Renderer(job.folder, python=_python())
         before = f"<{depends_on.stage.kind}>" if depends_on else None
         executor.update_parameters(**job.parameters, **_dependency(before))
         if len(job.kinds) > 1:
@@ -106,7 +112,7 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     ids: list[str] = []
     try:
         for job in jobs:
-            executor = SlurmExecutor(job.folder)
+            executor = SlurmExecutor(job.folder, python=_python())
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
             submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
@@ -120,7 +126,23 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     return ids
 
 
-def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
+def _python() -> str:
+    """How submitit starts Python: with signals blocked until the job can answer them."""
+    spec = importlib.util.find_spec("jobs.blocked")
+    assert spec is not None
+    assert spec.origin is not None
+    return shlex.join([sys.executable, "-I", "-S", spec.origin])
+
+
+def _shards(plan: Plan) -> list[str]:
+    """Kinds of the elements of the array: an unfinished shard each, or several where SLURM takes no more."""
+    left = plan.shards_left
+    if len(left) <= _MAX_ELEMENTS:
+        return [f"shard:{number}" for number in left]
+    return [f"shard:{number}/{_MAX_ELEMENTS}" for number in range(_MAX_ELEMENTS)]
+
+
+def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> dict[str, Any]:
     """What one stage asks of SLURM."""
     trains, evaluates = stage.kind == "train", stage.kind == "evaluate"
     is_heavy = trains or evaluates
@@ -145,7 +167,7 @@ def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
     return {
         "job_name": f"univip-{stage.kind}",
         "comment": stage.run,
-        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h)),
+        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h * shards_each)),
         "nodes": cluster.nodes.min if trains else 1,
         "cpus_per_task": cpus,
         "signal_delay_s": cluster.signal_delay_s,

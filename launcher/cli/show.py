@@ -71,7 +71,9 @@ def _facts(run_dir: Path) -> None:
     if len(told) < len(attempts):
         rows.append(("attempts", f"{len(attempts):,}; {len(attempts) - len(told):,} are not shown"))
     for attempt in told:
-        end = "runs" if attempt.is_alive() else attempt.cause or "ended without a word"
+        # Of an owner on another host only the state of the run tells.
+        is_running = attempt.is_alive() and not state.is_over()
+        end = "runs" if is_running else attempt.cause or "ended without a word"
         took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
         rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))

@@ -84,6 +84,15 @@ def test_training_does_not_begin_on_a_damaged_store(run_dir: Path, capfd: pytest
     assert not list(train.glob("attempts/*/round-*"))
 
 
+def test_an_element_of_a_long_array_searches_every_so_many_shards(run_dir: Path) -> None:
+    base.run_job("prepare", str(run_dir))
+
+    assert base.run_job("shard:0/1", str(run_dir)) == 0
+
+    assert [record["shard"] for record in read(run_dir) if record["kind"] == "shard"] == [0, 0, 1, 1]
+    assert base.run_job("merge", str(run_dir)) == 0
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("700", 0o700), ("755", 0o755)])
 def test_everything_in_a_run_is_as_open_as_the_configuration_says(
     run_dir: Path, mode: str, expected: int
