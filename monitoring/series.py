@@ -227,5 +227,7 @@ def _numbers(value: Any, path: list[str]) -> Iterator[tuple[str, float]]:
 
 def _text(value: Any) -> str:
     """A label value; lone surrogates, which JSON may hold, would make the whole exposition unreadable."""
+    if isinstance(value, str) and value.isascii() and len(value) <= MAX_LABEL_CHARS:
+        return value
     text = str(value) if isinstance(value, str | int | float) else "unknown"
     return text[:MAX_LABEL_CHARS].encode("utf-8", "replace").decode("utf-8")
