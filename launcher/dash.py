@@ -154,12 +154,18 @@ def _start_prometheus(folder: Path, address: str, token_file: Path | None) -> li
         return []
     import yaml
 
-    config = folder / "prometheus.yml"
-    target = address.removeprefix("http://").partition("/")[0]
-    scrape: dict[str, Any] = {"job_name": "univip", "static_configs": [{"targets": [target]}]}
+    import monitoring
+
+    rules = Path(monitoring.__path__[0]) / "prometheus"
+    document = yaml.safe_load((rules / "prometheus.yml").read_text(encoding="utf-8"))
+    document["rule_files"] = [str(rules / name) for name in document["rule_files"]]
+    del document["alerting"]  # nobody here to send alerts on; its own page shows them
+    [scrape] = document["scrape_configs"]
+    scrape["static_configs"] = [{"targets": [address.removeprefix("http://").partition("/")[0]]}]
     if "token=" in address:
         scrape["authorization"] = {"credentials_file": str((token_file or folder / "token").absolute())}
-    config.write_text(yaml.safe_dump({"global": {"scrape_interval": "15s"}, "scrape_configs": [scrape]}))
+    config = folder / "prometheus.yml"
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
     port = _free_port()
     process = _leave_behind(
         [

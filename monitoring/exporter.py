@@ -78,6 +78,11 @@ class Exporter:
         """Of all journals, so far."""
         return sum(run.reader.bytes_read for run in self._runs.values())
 
+    @property
+    def damaged(self) -> int:
+        """Lines met so far that are no records, of all journals."""
+        return sum(run.reader.damaged for run in self._runs.values())
+
     def exposition(self, *, openmetrics: bool = False) -> bytes:
         """Every metric of the catalogue with the series of all runs, as of now."""
         with self._lock:

@@ -1,0 +1,286 @@
+"""A real Prometheus scrapes the exporter while a run goes on: every rule, alert and panel has data."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import monitoring
+from monitoring.board_json import to_json
+from monitoring.boards import BOARDS
+from monitoring.catalog import METRICS, PHASES, TERMS
+from monitoring.exporter import Exporter, routes
+from monitoring.journal import Journal, read
+from monitoring.server import Server
+
+FOLDER = Path(monitoring.__path__[0]) / "prometheus"
+RUN = "coco_univip-0a1b2c3d"
+STEP_S = 0.1
+DEADLINE_S = 120.0
+
+pytestmark = pytest.mark.slow
+
+
+class Training:
+    """Writes the journals of a run until it is told to end: boxes, steps, and one fault of each kind."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.ended = threading.Event()
+        self.may_fail = threading.Event()
+        self.faults = 0
+        self._images = 0
+        self._thread = threading.Thread(target=self._write)
+
+    def __enter__(self) -> Training:
+        self.run_dir.mkdir(parents=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        with Journal(self.run_dir, attempt=1, source="shards") as shards:
+            shards.record("shard", shard=0, state="done")
+            shards.record(
+                "proposals", shard=0, images_done=640, images=640, boxes=9000, failed={"corrupt": 1}
+            )
+        agent = Journal(self.run_dir, attempt=2, source="agent0")
+        agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
+        with Journal(self.run_dir, attempt=3, source="evaluate") as evaluation:
+            measured = {
+                "top1": 0.5,
+                "mean_average_precision": 0.4,
+                "feature_std": 0.9,
+                "effective_rank": 55.0,
+            }
+            evaluation.record("evaluate", protocol="knn", trained=measured, untrained=measured)
+        for number in range(10**6):
+            with Journal(self.run_dir, attempt=2, round=number) as rank:
+                self._round(rank, number)
+            if self.ended.is_set():
+                break
+            agent.record("restart", cause="killed", message="rank 1 ended")
+            self.faults += 1
+        agent.close()
+
+    def _round(self, rank: Journal, number: int) -> None:
+        rank.record(
+            "run", state="training", experiment="coco_univip", method="univip", config_hash="0a1b2c3d",
+            target_steps=100_000, num_images=640, global_batch=64,
+        )  # fmt: skip
+        rank.record("round", world_size=2)
+        rank.record("restore", checkpoint="step-000000000", seconds=0.5, passed_over={})
+        for step in range(1, 100_000):
+            if self.ended.wait(STEP_S):
+                return
+            if step % 5 == 0:
+                where = {"data_step": step, "outcome": "success", "bytes": 10**6}
+                rank.record("checkpoint", blocked_s=0.01, background_s=0.1, **where)
+            if step > 20 and self.may_fail.is_set():
+                rank.record("skip", where="loss", reason="nonfinite", what="the loss is NaN")
+                rank.record("checkpoint", outcome="failure", what="no space", blocked_s=0.1, background_s=0.1)
+                rank.record("rollback", where="state", reason="nonfinite", steps_discarded=9, target=40)
+                return
+            self._images += 64
+            rank.record(
+                "step",
+                step=step,
+                data_step=step,
+                loss=3 / step,
+                terms=dict.fromkeys(TERMS, 1 / step),
+                lr=0.4,
+                momentum=0.99,
+                gradient_norm=2.5,
+                images=self._images,
+                steps=self._images / 64,
+                seconds=self._images / 64 * STEP_S,
+                phases=dict.fromkeys(PHASES, self._images / 64 * STEP_S / len(PHASES)),
+                statistics={
+                    "embedding_std_online": 0.9,
+                    "embedding_std_target": 0.8,
+                    "sinkhorn_residual": 1e-6,
+                },
+                counts={"too_small": 3, "fallback": 4, "substituted_missing": 1},
+            )
+
+
+class Prometheus:
+    """Its API."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def get(self, path: str, **parameters: object) -> Any:
+        query = urllib.parse.urlencode(parameters)
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{query}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            answer = json.loads(response.read())
+        assert answer["status"] == "success"
+        return answer["data"]
+
+    def query(self, expression: str) -> list[Any]:
+        result: list[Any] = self.get("query", query=expression)["result"]
+        return result
+
+    def query_range(self, expression: str) -> list[Any]:
+        now = time.time()
+        result: list[Any] = self.get("query_range", query=expression, start=now - 60, end=now, step=1)[
+            "result"
+        ]
+        return result
+
+
+def wait_until(what: str, condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+
+
+@contextmanager
+def started(command: list[str], folder: Path, port: int) -> Iterator[Prometheus]:
+    """Prometheus with our configuration in seconds instead of minutes, and our exporter."""
+    (folder / "tsdb").mkdir(parents=True)
+    for name in ("prometheus.yml", "recording.yml", "alerts.yml"):
+        text = (FOLDER / name).read_text(encoding="utf-8").replace(": 15s", ": 1s")
+        (folder / name).write_text(text.replace("127.0.0.1:9300", f"127.0.0.1:{port}"), encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        own = free.getsockname()[1]
+    arguments = [f"--web.listen-address=127.0.0.1:{own}", "--config.file=prometheus.yml"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *arguments, "--storage.tsdb.path=tsdb"], cwd=folder, stdout=log, stderr=log
+        )
+        try:
+            yield Prometheus(own)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def is_ready(prometheus: Prometheus) -> bool:
+    try:
+        return bool(prometheus.query('up{job="univip"} == 1'))
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def watched(
+    program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Prometheus, Training]]:
+    """A run that has been watched through faults and through deaths of the exporter."""
+    root = tmp_path_factory.mktemp("watched")
+    server = Server("127.0.0.1", 0, routes(Exporter(root / "runs")))
+    server.start()
+    with (
+        Training(root / "runs" / RUN) as training,
+        started([program("prometheus")], root / "prometheus", server.server_port) as prometheus,
+    ):
+        wait_until("Prometheus is up", lambda: is_ready(prometheus))
+        wait_until("zeros are seen", lambda: prometheus.query("univip_fault_rollbacks_total offset 3s"))
+        training.may_fail.set()
+        for _ in range(5):  # the exporter dies, and another takes its place
+            time.sleep(2)
+            server.shutdown()
+            server.server_close()
+            server = Server("127.0.0.1", server.server_port, routes(Exporter(root / "runs")))
+            server.start()
+        wait_until("faults", lambda: training.faults >= 2)
+        training.may_fail.clear()
+        wait_until("rates", lambda: prometheus.query("run:univip_train_images:median_rate1d"))
+        time.sleep(5)
+        yield prometheus, training
+    server.shutdown()
+    server.server_close()
+
+
+def filled_in(expression: str) -> str:
+    """What Grafana would send."""
+    return expression.replace("$run", RUN).replace("$__rate_interval", "5s").replace("$__range", "10m")
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
+def test_every_panel_and_annotation_has_data(watched: tuple[Prometheus, Training], board: Any) -> None:
+    prometheus, _ = watched
+    made = to_json(board)
+    empty = []
+    for panel in made["panels"]:
+        for target in panel["targets"]:
+            ask = prometheus.query if target["instant"] else prometheus.query_range
+            if not ask(filled_in(target["expr"])):
+                empty.append((panel["title"], target["expr"]))
+    for each in made["annotations"]["list"]:
+        if not prometheus.query_range(filled_in(each["target"]["expr"])):
+            empty.append((each["name"], each["target"]["expr"]))
+
+    assert empty == []
+
+
+def test_every_recording_rule_has_data(watched: tuple[Prometheus, Training]) -> None:
+    prometheus, _ = watched
+    rules = yaml.safe_load((FOLDER / "recording.yml").read_text(encoding="utf-8"))
+
+    names = [rule["record"] for group in rules["groups"] for rule in group["rules"]]
+    assert [name for name in names if not prometheus.query(name)] == []
+
+
+def test_every_alert_is_evaluated_without_an_error(watched: tuple[Prometheus, Training]) -> None:
+    prometheus, _ = watched
+    rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+    alerts = [rule for rule in rules if rule["type"] == "alerting"]
+
+    assert len(alerts) > 20
+    assert [rule["name"] for rule in rules if rule["health"] != "ok" or rule.get("lastError")] == []
+    for alert in alerts:
+        prometheus.query(alert["query"])
+
+
+def test_the_faults_of_the_run_are_told_with_the_counts_of_the_journal(
+    watched: tuple[Prometheus, Training],
+) -> None:
+    prometheus, training = watched
+    kinds = [record["kind"] for record in read(training.run_dir)]
+
+    def total(expression: str) -> float:
+        [sample] = prometheus.query(f"sum({expression})")
+        return float(sample["value"][1])
+
+    assert total("univip_fault_rollbacks_total") == kinds.count("rollback") > 1
+    assert total("univip_fault_skipped_steps_total") == kinds.count("skip") > 1
+    assert total("univip_fault_nonfinite_total") == kinds.count("skip") + kinds.count("rollback")
+    assert total("univip_fault_restarts_total") == kinds.count("restart") > 1
+    assert total('univip_checkpoint_saves_total{outcome="failure"}') == kinds.count("skip")
+    firing = {
+        alert["labels"]["alertname"]: alert
+        for alert in prometheus.get("alerts")["alerts"]
+        if alert["state"] == "firing"
+    }
+    own = {"UnivipNonFinite", "UnivipRolledBack", "UnivipRestarted", "UnivipCheckpointFailing"}
+    loops = {"UnivipRollbackLoop", "UnivipRestartLoop"}  # two faults in less than a minute may look like one
+    assert set(firing) - loops == {"UnivipWatchdog", "UnivipLearnedNothing", *own}
+    assert firing["UnivipRolledBack"]["annotations"]["summary"].startswith(f"Run {RUN} went back")
+    assert firing["UnivipRolledBack"]["annotations"]["fix"] == f"univip show {RUN}"
+
+
+def test_no_counter_went_back_while_exporters_died(watched: tuple[Prometheus, Training]) -> None:
+    prometheus, _ = watched
+    counters = [metric.name for metric in METRICS if metric.type == "counter"]
+
+    assert [name for name in counters if not prometheus.query(name)] == []
+    assert [name for name in counters if prometheus.query(f"resets({name}[10m]) > 0")] == []
