@@ -131,11 +131,13 @@ def down(runs: Path) -> list[str]:
 def _addresses(runs: Path, host: str, port: int, token: str) -> list[str]:
     """Where the page is, from here and from one's own machine."""
     query = f"/?token={token}" if token else "/"
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    is_everywhere = host in ("0.0.0.0", "::")
+    shown = socket.gethostname() if is_everywhere else host
+    from_here = "127.0.0.1" if is_everywhere or host == "localhost" else host
     return [
         f"page       http://{f'[{shown}]' if ':' in shown else shown}:{port}{query}",
         f"runs       {runs}",
-        f"tunnel     ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
+        f"tunnel     ssh -N -L {port}:{from_here}:{port} {getpass.getuser()}@{socket.gethostname()}"
         f"  # at your own machine, then http://127.0.0.1:{port}{query}",
     ]
 

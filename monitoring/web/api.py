@@ -158,8 +158,8 @@ class Page:
         """
         with self._looking:
             run_dirs = {path: _changed_ns(path) for path in self._run_dirs()}
-            for gone in self._looks.keys() - run_dirs.keys():
-                del self._looks[gone]
+            for gone in [path for path in list(self._looks) if path not in run_dirs]:
+                self._looks.pop(gone, None)
             never = _Look(-math.inf, (), {})
             deadline = time.monotonic() + _LOOKING_S
             for path in sorted(
