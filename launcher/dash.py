@@ -131,11 +131,13 @@ def down(runs: Path) -> list[str]:
 def _addresses(runs: Path, host: str, port: int, token: str) -> list[str]:
     """Where the page is, from here and from one's own machine."""
     query = f"/?token={token}" if token else "/"
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    is_everywhere = host in ("0.0.0.0", "::")
+    shown = socket.gethostname() if is_everywhere else host
+    from_here = "127.0.0.1" if is_everywhere or host == "localhost" else host
     return [
         f"page       http://{f'[{shown}]' if ':' in shown else shown}:{port}{query}",
         f"runs       {runs}",
-        f"tunnel     ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
+        f"tunnel     ssh -N -L {port}:{from_here}:{port} {getpass.getuser()}@{socket.gethostname()}"
         f"  # at your own machine, then http://127.0.0.1:{port}{query}",
     ]
 
@@ -154,12 +156,18 @@ def _start_prometheus(folder: Path, address: str, token_file: Path | None) -> li
         return []
     import yaml
 
-    config = folder / "prometheus.yml"
-    target = address.removeprefix("http://").partition("/")[0]
-    scrape: dict[str, Any] = {"job_name": "univip", "static_configs": [{"targets": [target]}]}
+    import monitoring
+
+    rules = Path(monitoring.__path__[0]) / "prometheus"
+    document = yaml.safe_load((rules / "prometheus.yml").read_text(encoding="utf-8"))
+    document["rule_files"] = [str(rules / name) for name in document["rule_files"]]
+    del document["alerting"]  # nobody here to send alerts on; its own page shows them
+    [scrape] = document["scrape_configs"]
+    scrape["static_configs"] = [{"targets": [address.removeprefix("http://").partition("/")[0]]}]
     if "token=" in address:
         scrape["authorization"] = {"credentials_file": str((token_file or folder / "token").absolute())}
-    config.write_text(yaml.safe_dump({"global": {"scrape_interval": "15s"}, "scrape_configs": [scrape]}))
+    config = folder / "prometheus.yml"
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
     port = _free_port()
     process = _leave_behind(
         [

@@ -51,6 +51,7 @@ _MAX_HISTORIES = 32  # a few MB each
 _MAX_POINTS = 2_000
 _MAX_KEYS = 40
 _LOOK_AGAIN_S = 2.0
+_LOOKING_S = 1.0  # for one answer
 _SHARDS = 5_000
 
 _logger = logging.getLogger(__name__)
@@ -71,6 +72,15 @@ class _Seen:
     history: History
     folder: int  # inode: a folder made anew is another journal
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the launcher said of a run, when, and how its files looked then."""
+
+    asked: float
+    signature: tuple[int, ...]
+    row: dict[str, Any]
 
 
 class Page:
@@ -95,7 +105,8 @@ class Page:
         self._changed = changed
         self._lock = threading.Lock()
         self._histories: OrderedDict[Path, _Seen] = OrderedDict()
-        self._looks: dict[Path, tuple[float, tuple[int, ...], dict[str, Any]]] = {}
+        self._looking = threading.Lock()
+        self._looks: dict[Path, _Look] = {}
         self._sparks = Sparks()
 
     def routes(self) -> dict[str, Handler]:
@@ -118,7 +129,8 @@ class Page:
 
     def _api(self, parts: list[str], query: Mapping[str, str]) -> Any:
         if parts in ([], [""]):
-            return {"now": time.time(), "runs": self.runs()}
+            rows, is_complete = self.runs()
+            return {"now": time.time(), "runs": rows, "is_complete": is_complete}
         run_dir = self.find(parts[0])
         views: dict[str, Callable[[Path, Mapping[str, str]], Any]] = {
             "": self._run,
@@ -138,23 +150,28 @@ class Page:
                 return path
         raise _NotFoundError("no such run")
 
-    def runs(self) -> list[dict[str, Any]]:
-        """One row per run."""
-        rows = []
-        run_dirs = self._run_dirs()
-        for path in run_dirs:
-            try:
-                row = self._glance(path)
-                rows.append({**row, "spark": self._sparks.of(path), "changed_at": row["changed_at"]})
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                # One damaged run must not hide the others.
-                _logger.warning("cannot look at run %s: %s", path.name, error)
-                rows.append(
-                    {"run": _name(path), "state": "unreadable", "problem": "its files cannot be read"}
-                )
-        for gone in self._looks.keys() - set(run_dirs):
-            self._looks.pop(gone, None)
-        return [facts.clean(row) for row in rows]
+    def runs(self) -> tuple[list[dict[str, Any]], bool]:
+        """One row per run, and whether all have been looked at.
+
+        Looking takes a while for a thousand runs: those that wait longest come first, and who asks again gets
+        more.
+        """
+        with self._looking:
+            run_dirs = {path: _changed_ns(path) for path in self._run_dirs()}
+            for gone in [path for path in list(self._looks) if path not in run_dirs]:
+                self._looks.pop(gone, None)
+            never = _Look(-math.inf, (), {})
+            deadline = time.monotonic() + _LOOKING_S
+            for path in sorted(
+                run_dirs, key=lambda path: (self._looks.get(path, never).asked, -run_dirs[path])
+            ):
+                self._glance(path)
+                if time.monotonic() > deadline:
+                    break
+            rows = [self._looks[path].row for path in run_dirs if path in self._looks]
+            rows += [{"run": _name(path), "state": "unread"} for path in run_dirs if path not in self._looks]
+            is_complete = len(self._looks) == len(run_dirs)
+        return [{**row, "counts": None, "terms": None} for row in rows], is_complete
 
     @contextmanager
     def history(self, run_dir: Path) -> Iterator[History]:
@@ -184,14 +201,22 @@ class Page:
     def _glance(self, run_dir: Path) -> dict[str, Any]:
         """What the launcher says, asked again when something changed or may have."""
         signature = tuple(_changed_ns(run_dir / name) for name in ("", "attempts", FOLDER, "results"))
-        asked, before, row = self._looks.get(run_dir, (-math.inf, (), {}))
-        is_over = row.get("state") in ("done", "failed", "cancelled")
+        before = self._looks.get(run_dir)
         now = time.monotonic()
-        if before != signature or (not is_over and now - asked > _LOOK_AGAIN_S):
-            row = dict(self._look(run_dir))
-            row["changed_at"] = max(signature) / 1e9
-            self._looks[run_dir] = (now, signature, row)
-        return row
+        if before is not None and before.signature == signature:
+            is_live = before.row.get("state") in ("running", "queued")
+            if not is_live or now - before.asked < _LOOK_AGAIN_S:
+                return before.row
+        try:
+            row = {**self._look(run_dir), "spark": self._sparks.of(run_dir)}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # One damaged run must not hide the others.
+            _logger.warning("cannot look at run %s: %s", run_dir.name, error)
+            row = {"run": _name(run_dir), "state": "unreadable", "problem": "its files cannot be read"}
+        row["changed_at"] = max(signature) / 1e9
+        cleaned: dict[str, Any] = facts.clean(row)
+        self._looks[run_dir] = _Look(now, signature, cleaned)
+        return cleaned
 
     def _run(self, run_dir: Path, query: Mapping[str, str]) -> Any:
         with self.history(run_dir) as history:

@@ -190,7 +190,7 @@ def test_a_run_shows_its_curves_output_and_configuration(browser: Any, url: str)
     text = browser.run("return document.body.innerText")
     assert "120 of 400 data steps" in text
     assert "No fault so far" in text
-    assert "…/place" in browser.run("return document.querySelector('.h-configuration').innerText")
+    browser.wait("document.querySelector('.h-configuration').innerText.includes('…/place')")
     assert "/secret" not in browser.run("return document.documentElement.outerHTML")
     assert "hunter2" not in browser.run("return document.documentElement.outerHTML")
     words = browser.run("return document.querySelector('.plot').getAttribute('aria-label')")

@@ -65,7 +65,10 @@ function decoded(text) {
   }
 }
 
-addEventListener("hashchange", open);
+addEventListener("hashchange", () => {
+  open();
+  main.focus({ preventScroll: true });
+});
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 document.addEventListener("keydown", (event) => {
   if (!event.ctrlKey && !event.metaKey && !event.altKey && !/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) page?.keydown?.(event);

@@ -97,7 +97,7 @@ export function moment(seconds) {
 }
 
 // A state is a sign, a word and a colour; the sign and the word suffice.
-const SIGNS = { running: "▶", done: "✓", failed: "✕", cancelled: "⊘", stopped: "■", queued: "…", unreadable: "?" };
+const SIGNS = { running: "▶", done: "✓", failed: "✕", cancelled: "⊘", stopped: "■", queued: "…", unreadable: "?", unread: "·" };
 
 export function pill(state, stage = "") {
   const name = String(state || "unknown");

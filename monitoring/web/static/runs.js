@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { bar, duration, el, figure, integer, memo, pill, runHref, svg, when } from "./dom.js";
 
 const EVERY_MS = 5_000;
+const UNFINISHED_MS = 200; // not all runs have been looked at yet
 const MAX_COMPARED = 8;
 const ACTIVE = ["running", "queued"];
 const NEEDS_A_LOOK = ["failed", "stopped", "unreadable"];
@@ -59,10 +60,12 @@ export function runsPage(main) {
     if (told.textContent !== summary) told.textContent = summary;
   }
 
-  return {
+  const page = {
     everyMs: EVERY_MS,
     async refresh() {
-      runs = (await ask("/api/runs")).runs;
+      const found = await ask("/api/runs");
+      page.everyMs = found.is_complete ? EVERY_MS : UNFINISHED_MS;
+      runs = found.runs;
       draw();
     },
     keydown(event) {
@@ -73,6 +76,7 @@ export function runsPage(main) {
     },
     close() {},
   };
+  return page;
 }
 
 function head(column, draw) {

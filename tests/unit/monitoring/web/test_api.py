@@ -67,7 +67,10 @@ def test_a_run_that_cannot_be_looked_at_hides_no_other(eventful: Any, new_run: C
 
     _, found = ask(Page(eventful.run_dir.parent, failing, lambda run_dir: {}), "/api/runs")
 
-    assert [row["state"] for row in found["runs"]] == ["unreadable", "done"]
+    assert {row["run"]: row["state"] for row in found["runs"]} == {
+        "broken-00000000": "unreadable",
+        RUN: "done",
+    }
 
 
 def test_an_unchanged_run_that_is_over_is_looked_at_once(eventful: Any) -> None:
@@ -81,6 +84,24 @@ def test_an_unchanged_run_that_is_over_is_looked_at_once(eventful: Any) -> None:
     eventful.attempt(3, 5000, None)
     ask(page, "/api/runs")
     assert len(asked) == 2
+
+
+def test_a_table_of_many_runs_is_filled_bit_by_bit(
+    new_run: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcde":
+        run = new_run(name)
+    page = page_of(run.run_dir.parent)
+    monkeypatch.setattr(api, "_LOOKING_S", 0.0)
+
+    counts = []
+    for _ in range(5):
+        _, found = ask(page, "/api/runs")
+        assert sorted(row["run"] for row in found["runs"]) == list("abcde")
+        counts.append(sum(row["state"] == "unread" for row in found["runs"]))
+        assert found["is_complete"] == (counts[-1] == 0)
+
+    assert counts == [4, 3, 2, 1, 0]
 
 
 def test_one_run_tells_its_faults_attempts_and_counts(page: Page) -> None:
