@@ -12,7 +12,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from jobs import base
+from jobs import base, proposals
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
 from monitoring.journal import read
@@ -60,6 +60,20 @@ def test_the_stages_of_the_boxes_leave_a_store_attempts_and_a_journal(run_dir: P
     assert {record["stage"] for record in records if record["kind"] == "attempt"} == {"proposals"}
     assert [record["state"] for record in records if record["kind"] == "run"][-1] == "done"
     assert [record["shard"] for record in records if record["kind"] == "shard"] == [1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("kind", "is_compiled"), [(RunKind.proposals, True), (RunKind.train, False)])
+def test_the_first_stage_compiles_the_search_if_there_will_be_one(
+    run_dir: Path, kind: RunKind, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, header = load(run_dir), load_header(run_dir)
+    store(config, replace(header, kind=kind), run_dir)
+    prepared: list[str] = []
+    monkeypatch.setattr(proposals, "prepare_engine", prepared.append)
+
+    assert base.run_job("prepare", str(run_dir)) == 0
+
+    assert prepared == (["opencv"] if is_compiled else [])
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("700", 0o700), ("755", 0o755)])
