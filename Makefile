@@ -22,6 +22,7 @@ slow: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/univip bench step
+	$(BIN)/univip bench proposals
 
 lint: .venv/installed
 	$(BIN)/ruff check .
