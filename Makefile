@@ -33,6 +33,7 @@ slurm: cluster
 
 bench: .venv/installed
 	$(BIN)/univip bench step
+	$(BIN)/univip bench proposals
 
 lint: .venv/installed
 	$(BIN)/ruff check .

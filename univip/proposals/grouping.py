@@ -1,9 +1,9 @@
 """Hierarchical grouping: the most similar neighbours are merged until none are left; every region is a box.
 
 OpenCV sorts all pairs anew for every merge and takes the last. A heap gives the same pair without sorting,
-except between equally similar ones, where OpenCV's choice is that of an unstable sort. Equal pairs that share
-no region and no neighbouring regions, and whose merges make no pair as similar as they are, can be merged in
-any order with the same result. Otherwise `_group_by_sorting` does as OpenCV does, slower by a few times.
+except between equally similar ones, where OpenCV's choice is that of an unstable sort. Equal pairs that
+neither share a region nor touch each other, and whose merges make no pair as similar as they are, can be
+merged in any order with the same result. Otherwise `_group_by_sorting` does as OpenCV does, more slowly.
 
 Shapes: S segments, R < 2 S regions: the segments, then one for every merge.
 """
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Items = npt.NDArray[np.uint64]
 
-_ENDED = np.uint64(2**64 - 1)  # no item: similarities are at most 1
+_ENDED = np.uint64(2**64 - 1)  # no item: similarities are hardly above 1
 
 
 class Regions(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from jobs import base
+from jobs import base, proposals
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
 from jobs.outcomes import Cause, Outcome
@@ -91,6 +91,20 @@ def test_an_element_of_a_long_array_searches_every_so_many_shards(run_dir: Path)
 
     assert [record["shard"] for record in read(run_dir) if record["kind"] == "shard"] == [0, 0, 1, 1]
     assert base.run_job("merge", str(run_dir)) == 0
+
+
+@pytest.mark.parametrize(("kind", "is_compiled"), [(RunKind.proposals, True), (RunKind.train, False)])
+def test_the_first_stage_compiles_the_search_if_there_will_be_one(
+    run_dir: Path, kind: RunKind, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, header = load(run_dir), load_header(run_dir)
+    store(config, replace(header, kind=kind), run_dir)
+    prepared: list[str] = []
+    monkeypatch.setattr(proposals, "prepare_engine", prepared.append)
+
+    assert base.run_job("prepare", str(run_dir)) == 0
+
+    assert prepared == (["opencv"] if is_compiled else [])
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("700", 0o700), ("755", 0o755)])

@@ -43,6 +43,7 @@ def test_photographs_become_a_store(config: Config, tmp_path: Path) -> None:
     store = ProposalStore.open(run_dir / "proposals.arrow")
     assert store.ids.tolist() == index.ids.tolist()
     assert store.fingerprint == index.fingerprint
+    assert store.provenance["engine"] == "fast"
     assert report["images"] == 3
     assert report["boxes"]["raw"] == store.counts().sum() > 3
 
