@@ -110,7 +110,7 @@ def test_an_import_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path)
             print("import", file=nursery.stdin, flush=True)
             child = int(nursery.stdout.readline())
             if durations_s and kills < KILLS:
-                time.sleep(draws.uniform(0, durations_s[0]))
+                time.sleep(draws.uniform(0, min(durations_s)))
                 os.kill(child, signal.SIGKILL)
             print("wait", file=nursery.stdin, flush=True)
             code = int(nursery.stdout.readline())

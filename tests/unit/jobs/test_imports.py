@@ -16,7 +16,7 @@ from jobs.attempts import read_attempts
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.imports import export_boxes, import_boxes, refilter
 from monitoring.journal import read
-from univip.config import DataConfig, ProposalsConfig, SearchMode
+from univip.config import DataConfig, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.proposals import ProposalStore
 from univip.data.scan import scan
 from univip.errors import ConfigError, DataError
@@ -46,7 +46,10 @@ def config(tmp_path: Path) -> Config:
     (root / "annotations" / "instances_train.json").write_text(json.dumps({"images": images}))
     return Config(
         data=DataConfig(root=str(root), split="train", max_pixels=10_000),
-        proposals=ProposalsConfig(mode=SearchMode.single, min_sizes=[16], processes=1),
+        # The engine that starts sooner.
+        proposals=ProposalsConfig(
+            mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[16], processes=1
+        ),
     )
 
 
