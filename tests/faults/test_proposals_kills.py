@@ -26,7 +26,7 @@ from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine,
 from univip.data.proposals import ProposalStore
 from univip.data.scan import scan
 
-SHARDS = 3
+SHARDS = 2
 ROUNDS = 4
 LEAST_KILLS = 50
 TIMEOUT_S = 200.0  # of a stage that takes two seconds unloaded
@@ -50,7 +50,7 @@ class Work:
             mode=SearchMode.single,
             min_sizes=[16, 24],
             shard_images=4,
-            processes=2,
+            processes=1,
         )
         config = Config(data=data, proposals=boxes, paths=PathsConfig(runs=str(run_dir.parent)))
         found = scan(data)
@@ -121,6 +121,7 @@ def kill_searchers(work: Work, kind: str, times: int, draws: random.Random) -> i
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_store_has_the_same_bytes_however_often_its_makers_were_killed(tmp_path: Path) -> None:
     make_photographs(tmp_path / "data")
     shards = [f"shard:{number}" for number in range(SHARDS)]
