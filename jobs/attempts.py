@@ -100,7 +100,7 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
     folder = f"{run_dir}/attempts"
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.isdigit())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = (_read(f"{folder}/{name}/attempt.json") for name in names)
     return [attempt for attempt in found if attempt is not None]

@@ -66,7 +66,7 @@ class Plan:
         boxes = self.run_dir.parent / (self.header.proposals or self.header.id)
         try:
             done = {entry.name for entry in os.scandir(boxes / FOLDER)}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             done = set()
         left = [
             n for n in range(self.num_shards) if Path(shard_file(n)).with_suffix(".json").name not in done

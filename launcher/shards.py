@@ -64,7 +64,7 @@ def finished_shards(run_dir: Path) -> set[int]:
     """Numbers of the shards that have a report."""
     try:
         names = [path.name for path in (run_dir / FOLDER).iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
     return {int(match[1]) for name in names if (match := _REPORT.fullmatch(name))}
 

@@ -387,12 +387,12 @@ def test_the_coco_recipe_on_slurm_is_what_the_paper_says(
 
     out = capsys.readouterr().out
     assert "images     118,287\n" in out
-    assert "shards     592 of up to 200 images\n" in out
+    assert "shards     24 of about 4,929 images\n" in out
     assert "training   184,824 data steps of 512 images\n" in out
     scripts = {part.partition("\n")[0]: part for part in out.split("# sbatch script of ")[1:]}
     assert list(scripts) == ["prepare", "shards", "merge", "train", "evaluate"]
     assert all("#SBATCH --partition=gpu\n" in script for script in scripts.values())
-    assert "#SBATCH --array=0-591%50\n" in scripts["shards"]
+    assert "#SBATCH --array=0-23%50\n" in scripts["shards"]
     for line in ("--gpus-per-node=8", "--ntasks-per-node=1", "--time=1440", "--signal=USR2@120", "--requeue"):
         assert f"#SBATCH {line}\n" in scripts["train"]
     assert "--gpus" not in scripts["prepare"] + scripts["shards"] + scripts["merge"]
