@@ -45,11 +45,13 @@ from univip.resilience.anomaly import FOLDER, find_start, read_capsule
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard, Verdict
 from univip.resilience.ledger import Ledger
-from univip.resilience.tracer import Tracer, is_finite
+from univip.resilience.tracer import Tracer, is_finite, statistics_of
 from univip.types import LossTerms, Method, Views
 
+_SHOWN = 8  # damaged tensors of the state
 _LARGEST_PIXEL = 100.0  # in units of the normalisation, where a photograph stays within about 3
 TRACED = 2  # data steps: damage of the state arises in the one before it is seen
+_OF_RANK = ("replayed", "finding", "state", "terms", "images", "device", "epochs")
 _COMPARED = ("loss", "gradient_norm")
 
 
@@ -178,7 +180,7 @@ def replay(run_dir: Path, anomaly: str, *, device: str = "", float32: bool = Fal
         "world_size": size,
         "rank": _culprit(ranks),
         "same_bits": _is_same(capsule, first) if is_like_the_run else None,
-        **{name: first[name] for name in ("replayed", "finding", "terms", "images", "device", "epochs")},
+        **{name: first[name] for name in _OF_RANK},
     }
 
 
@@ -277,10 +279,19 @@ def _replay_rank(
             "terms": {name: str(value) for name, value in report.terms.items()},
         },
         "finding": tracer.finding,
+        "state": _damage(state),
         "terms": method.bad_terms(loaded.image_ids),
         "images": method.bad_images(loaded.image_ids),
         "epochs": dict(zip(map(str, loaded.image_ids), loaded.epochs, strict=True)),
     }
+
+
+def _damage(state: TrainState) -> list[dict[str, Any]]:
+    """Tensors of the state after the step that the guard would call damaged."""
+    tensors = {name: value for name, value in state.tensors().items() if value.is_floating_point()}
+    norms = torch._foreach_norm(list(tensors.values()))
+    bad = [name for name, norm in zip(tensors, norms, strict=True) if not is_finite(norm)]
+    return [{"name": name, **statistics_of(tensors[name])} for name in bad[:_SHOWN]]
 
 
 def _device(rank: int, size: int, device: str) -> torch.device:

@@ -53,6 +53,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         rows += [("input", _tensor_line(each)) for each in finding["inputs"]]
         rows += [("constant", each) for each in finding["constants"]]
         rows += [("output", _tensor_line(each)) for each in finding["outputs"]]
+    rows += [("state", _tensor_line(each)) for each in found["state"]]
     for name, term in found["terms"].items():
         images = ", ".join(map(str, term["images"]))
         rows.append(("term", f"{name}: " + (f"not finite for image {images}" if images else "its gradient")))

@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 
-# They put out what they find in memory, a constant, or what another rank sent, as views put out what they are
-# views of: the fault is elsewhere.
-_INNOCENT = ("empty", "fill_", "full", "zeros", "ones", "allgather", "allreduce", "broadcast", "wait_tensor")
-
+# They put out what they find in memory, a constant, or copies of what they were given, as views are views of
+# it; and c10d what another rank sent: the fault is elsewhere.
+_INNOCENT = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}) | frozenset(
+    {"fill_", "full", "full_like", "cat", "stack"}
+)
+_COLLECTIVES = "c10d"
 _SHOWN = 8  # tensors; the optimizer works on all parameters at once
 
 
@@ -52,7 +54,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Called by torch instead of every operation."""
         kwargs = kwargs or {}
-        is_innocent = func.is_view or any(name in str(func) for name in _INNOCENT)
+        library, _, name = func._schema.name.partition("::")
+        is_innocent = func.is_view or library == _COLLECTIVES or name in _INNOCENT
         if self.finding is not None or is_innocent or not self._phase():
             return func(*args, **kwargs)
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if leaf is not None]

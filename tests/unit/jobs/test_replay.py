@@ -152,6 +152,7 @@ def test_a_poisoned_weight_is_named(trained: Train) -> None:
     assert found["same_bits"]
     assert found["verdict"]["where"] == "state"
     assert [name for name in bad_inputs(found) if name.startswith("online.backbone")]
+    assert [each["name"] for each in found["state"]] == bad_inputs(found)
 
 
 @pytest.mark.slow
