@@ -141,7 +141,7 @@ def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
 
 
 def num_nodes(mine: Execution) -> int:
-    """Nodes that the job has now; those that it has lost are gone from it. As at its start if nobody answers."""
+    """Nodes that the job has now, without those it has lost; as at its start if SLURM does not answer."""
     try:
         return int(_show(mine.job_id)["NumNodes"].partition("-")[0])
     except (OSError, subprocess.SubprocessError, KeyError, ValueError):
