@@ -34,13 +34,14 @@ from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: i
 from torch.distributed.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from jobs.outcomes import Cause, Outcome
-from jobs.slurm import Execution
+from jobs.slurm import Execution, num_nodes
 
 JOIN_TIMEOUT_S = 120.0  # for the nodes of a job to come together, and for too few to become enough
 _BEAT_S = 1.0
 _DEAD_AFTER_S = 6.0  # without a beat, by the clock of the first node
 _LAST_CALL_S = 2.0  # for nodes that nothing was heard of
 _GOODBYE_S = 5.0
+_ASK_SLURM_S = 10.0  # between two questions how many nodes the job still has
 _POLL_S = 0.1
 _LOOK_S = 0.5  # how often a round that is under way is looked at
 
@@ -142,7 +143,7 @@ class First(Nodes):
             TooFewNodesError: If they stay too few.
         """
         self._set("round", str(number))
-        begun = time.monotonic()
+        begun, asked_after_s = time.monotonic(), _ASK_SLURM_S
         while True:
             waited_s = time.monotonic() - begun
             members = [0, *(node for node in self._others() if self._wants(node) == number)]
@@ -152,6 +153,10 @@ class First(Nodes):
                 patience_s = JOIN_TIMEOUT_S
             if not missing or waited_s > patience_s:
                 break
+            if number == 0 and waited_s > asked_after_s:  # an agent that was started again knows of no loss
+                asked_after_s = waited_s + _ASK_SLURM_S
+                if minimum <= len(members) >= num_nodes(self.here):
+                    break
             time.sleep(_POLL_S)
         if len(members) < minimum:
             raise TooFewNodesError(f"{len(members)} nodes are left, and {minimum} are needed")

@@ -140,6 +140,14 @@ def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
     return Cause.UNKNOWN, f"job {job_id} ended without a word"
 
 
+def num_nodes(mine: Execution) -> int:
+    """Nodes that the job has now, without those it has lost; as at its start if SLURM does not answer."""
+    try:
+        return int(_show(mine.job_id)["NumNodes"].partition("-")[0])
+    except (OSError, subprocess.SubprocessError, KeyError, ValueError):
+        return mine.num_nodes
+
+
 def requeue(mine: Execution) -> str:
     """Put this job back into the queue, whose processes SLURM then ends.
 

@@ -3,8 +3,8 @@
 SLURM queues a job again by itself after a preemption or the loss of a node; not one whose agent was killed
 too often, whose memory was too small, or that could not be queued again. What a person must look at stays: a
 spent budget (76), wrong data or configuration (77), and what somebody cancelled. A budget for each cause
-refills with progress, and pauses grow; both are counted from the ledger, where each decision is written before
-it is carried out.
+refills with progress, and pauses grow; both are counted from the ledger, where each decision is written
+before it is carried out.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job
 ) -> None:
     run = runs.submit(
         "cluster.nodes.max=2",
-        "train.max_steps=300",
+        "train.max_steps=160",
         "checkpoint.every_steps=10",
         "+cluster.extra.exclude=node4",
     )
