@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint slow bench clean
+.PHONY: demo test lint slow slurm cluster cluster-down bench clean
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,17 @@ test: .venv/installed
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m "slow and not gpu and not slurm"
+
+# A real SLURM of four nodes on this machine, for trials; needs root on Debian or Ubuntu.
+cluster: .venv/installed
+	$(BIN)/python tests/slurm/cluster.py up
+
+cluster-down: .venv/installed
+	$(BIN)/python tests/slurm/cluster.py down
+
+slurm: cluster
+	UNIVIP_NEED_CLUSTER=1 $(BIN)/python -m pytest -m slurm; \
+	status=$$?; $(BIN)/python tests/slurm/cluster.py down; exit $$status
 
 bench: .venv/installed
 	$(BIN)/univip bench step

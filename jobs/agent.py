@@ -1,10 +1,10 @@
-"""The training job on one node: an elastic agent that starts rounds of workers and decides after each.
+"""The agent of one node: starts rounds of workers, and decides after each or follows the node that does.
 
-torch's elastic agent forms the process group and notices a dead worker; it restarts nothing by itself. Every
-worker leaves an outcome file, and the loop here decides from those: 76 and 77 end the job, 75 asks for a
-requeue, anything else is a new round, on a budget that refills whenever a round made progress. Workers are
-forked from a server that has everything loaded already, so a new round costs a fraction of a second instead
-of an import.
+torch's elastic agent starts the workers and notices a dead one; it restarts nothing by itself. Every worker
+leaves an outcome file, and the loop here decides from those: 76 and 77 end the job, 75 asks for a requeue,
+anything else is a new round, on a budget that refills whenever a round made progress. The nodes of a job
+agree through `jobs/nodes.py`. Workers are forked from a server that has everything loaded already, so a new
+round costs a fraction of a second instead of an import.
 
 SIGTERM and SIGUSR2 make a `stop` file that rank 0 watches: the workers write a checkpoint and end with 75.
 """
@@ -21,13 +21,19 @@ import traceback
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from jobs.attempts import STOP_FILE, Attempt
+from jobs import slurm
+from jobs.attempts import STOP_FILE, Attempt, own_view, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
+from monitoring.catalog import RESTART_CAUSES
 from monitoring.journal import Journal
 from univip.checkpoint import layout
-from univip.observe import NullObserver, Observer
+from univip.observe import Observer
+
+if TYPE_CHECKING:
+    from jobs.nodes import First, Follower, Nodes, Report
 
 # Exit code of a worker that ended in order, as all on its node did, and left its outcome. Not 0, after which
 # torch's agent waits for the others in a way that never ends if a worker is killed meanwhile.
@@ -39,50 +45,128 @@ _STATES = {ExitCode.DONE: "done", ExitCode.REQUEUE: "stopped"}
 
 
 def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
-    """Run rounds of workers until the training is done or cannot go on."""
-    _stop_on_signals(attempt.directory(run_dir) / STOP_FILE)
-    _start_server()
-    # The agent's shared store keeps addresses of dead workers across rounds (pytorch#167288).
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # Its tracebacks are of its own waiting; what went wrong stands in the outcome files. And the first that
-    # is logged loads torch._dynamo, which takes seconds.
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    node = os.environ.get("SLURM_NODEID", "0")
-    with Journal(run_dir, attempt=attempt.number, source=f"agent{node}") as journal:
+    """Run rounds of workers until the training is done or cannot go on: the agent of the first node."""
+    _prepare(attempt.directory(run_dir))
+    from jobs.nodes import First
+
+    with Journal(run_dir, attempt=attempt.number, source="agent0") as journal:
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
-        # Every node sees the same failures; one of them counts.
-        observer = journal if node == "0" else NullObserver()
-        outcome = _rounds(config, run_dir, attempt, observer)
+        _tell_of_the_last(run_dir, attempt, journal)
+        nodes = First(slurm.Execution.here(), attempt.number, in_order=ENDED)
+        number, outcome = _rounds(config, run_dir, attempt, journal, nodes)
+        nodes.end(number, outcome)
         journal.record("run", state=_STATES.get(ExitCode(outcome.exit_code), "failed"))
     return outcome
 
 
-def _rounds(config: Config, run_dir: Path, attempt: Attempt, observer: Observer) -> Outcome:
-    """Round after round, until one ends in a way that a new one would not change."""
+def follow(config: Config, run_dir: Path) -> Outcome:
+    """Take part in the rounds that the first node decides on: the agent of every other node.
+
+    If the agent of the first node dies, it is started anew, with a new attempt; this one waits for that.
+    """
+    here = slurm.Execution.here()
+    _prepare(None)
+    from torch.distributed import DistError
+
+    from jobs.nodes import Follower
+
+    while True:
+        try:
+            nodes = Follower(here)
+        except (DistError, RuntimeError) as error:
+            return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, f"the first node is gone: {error}")
+        mine = own_view(nodes.attempt, "train", here)
+        try:
+            _stop_on_signals(mine.directory(run_dir))
+            return _follow_rounds(config, run_dir, mine, nodes)
+        except (DistError, RuntimeError):
+            traceback.print_exc()
+        finally:
+            nodes.close()
+
+
+def _follow_rounds(config: Config, run_dir: Path, mine: Attempt, nodes: Follower) -> Outcome:
+    while True:
+        found = nodes.wait_for_round()
+        if isinstance(found, Outcome):
+            return found
+        number, members = found
+        nodes.report(number, _run_round(config, run_dir, mine, number, nodes, members))
+        outcome = nodes.verdict(number)
+        if outcome is not None:
+            return outcome
+
+
+def _prepare(directory: Path | None) -> None:
+    """Of this process, before torch is used; `directory` is that of the attempt, if it is known yet."""
+    if directory:
+        _stop_on_signals(directory)
+    _start_server()
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are ours
+    # The same number of workers on each node: torch need not ask around who has how many.
+    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
+    # Its tracebacks are of its own waiting; what went wrong stands in the outcome files. And the first that
+    # is logged loads torch._dynamo, which takes seconds.
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _tell_of_the_last(run_dir: Path, attempt: Attempt, observer: Observer) -> None:
+    """Put into the journal why this attempt was needed; who ended the one before could not always say so."""
+    before = [
+        other
+        for other in read_attempts(run_dir)
+        if other.stage == attempt.stage and other.number < attempt.number and other.cause != Cause.BUSY
+    ]
+    if before and before[-1].cause in RESTART_CAUSES:
+        observer.record("restart", cause=before[-1].cause, message=before[-1].message)
+
+
+def _rounds(
+    config: Config, run_dir: Path, attempt: Attempt, observer: Observer, nodes: First
+) -> tuple[int, Outcome]:
+    """Round after round, until one ends in a way that a new one would not change; its number and outcome."""
     restarts_left = config.resilience.max_restarts
+    stop_file = attempt.directory(run_dir) / STOP_FILE
     for number in itertools.count():
         before = _newest_checkpoint(run_dir)
-        try:
-            outcome = _run_round(config, run_dir, attempt, number)
-        except Exception as error:  # noqa: BLE001 - of the rendezvous, say: a new round may do better
-            traceback.print_exc()
-            outcome = Outcome.of_error(error)
+        nodes.stop_round = attempt.round_directory(run_dir, number) / STOP_FILE
+        outcome = _decide_round(config, run_dir, attempt, number, nodes)
+        if outcome.cause == Cause.STOPPED and nodes.stop_round.exists() and not stop_file.exists():
+            nodes.again(number)  # with the node for which its workers stopped
+            continue
         if outcome.exit_code != ExitCode.CRASH:
-            return outcome
+            return number, outcome
         has_progressed = _newest_checkpoint(run_dir) > before
         restarts_left = config.resilience.max_restarts if has_progressed else restarts_left - 1
         if restarts_left < 0:
             rounds = config.resilience.max_restarts + 1
             message = f"{rounds} rounds ended without a new checkpoint; the last: {outcome.message}"
-            return Outcome(ExitCode.EXHAUSTED, outcome.cause, message)
+            return number, Outcome(ExitCode.EXHAUSTED, outcome.cause, message)
         observer.record("restart", cause=outcome.cause.value, message=outcome.message)
         # The first new round starts at once; what outlasts it, such as a lost mount, is given time.
         failures = config.resilience.max_restarts - restarts_left
         pause_s = 2.0**failures - 1.0 if failures > 1 else 0.0
-        if _is_stopped_within(pause_s, attempt.directory(run_dir) / STOP_FILE):
-            return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
+        if _is_stopped_within(pause_s, stop_file):
+            return number, Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
+        nodes.again(number)
     raise AssertionError("unreachable: rounds have no last number")
+
+
+def _decide_round(config: Config, run_dir: Path, attempt: Attempt, number: int, nodes: First) -> Outcome:
+    """Run one round on all nodes that take part; one outcome for it."""
+    from jobs.nodes import TooFewNodesError
+
+    try:
+        members = nodes.gather(number, config.cluster.nodes.min)
+        own = _run_round(config, run_dir, attempt, number, nodes, members)
+        reports, lost = nodes.collect(number, members, own)
+    except TooFewNodesError as error:
+        return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, str(error))
+    except Exception as error:  # noqa: BLE001 - of the rendezvous, say: a new round may do better
+        traceback.print_exc()
+        return Outcome.of_error(error)
+    return _judge(reports, lost)
 
 
 def _is_stopped_within(pause_s: float, stop_file: Path) -> bool:
@@ -111,52 +195,66 @@ def _work(run_dir: str, attempt: Attempt, number: int) -> None:
     worker.main(run_dir, attempt, number)
 
 
-def _run_round(config: Config, run_dir: Path, attempt: Attempt, number: int) -> Outcome:
+def _run_round(
+    config: Config, run_dir: Path, mine: Attempt, number: int, nodes: Nodes, members: list[int]
+) -> Report:
+    """This node's part of a round."""
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    directory = attempt.round_directory(run_dir, number)
+    from jobs.nodes import Report, RoundOverError
+
+    directory = mine.round_directory(run_dir, number)
     directory.mkdir(parents=True, exist_ok=True)
-    launch = LaunchConfig(
-        min_nodes=config.cluster.nodes.min,
-        max_nodes=config.cluster.nodes.max,
-        nproc_per_node=_workers_per_node(config),
-        run_id=f"{run_dir.name}.{attempt.number}.{number}",
-        rdzv_backend="c10d",
-        rdzv_endpoint=_rendezvous_endpoint(),
+    workers = _workers_per_node(config)
+    spec = WorkerSpec(
+        role="worker",
+        local_world_size=workers,
+        entrypoint=_work,
+        args=(str(run_dir), mine, number),
+        rdzv_handler=nodes.rendezvous(number, members),
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="forkserver",
-        signals_to_handle="SIGQUIT",
     )
+    agent = LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(), start_method="forkserver")
+    rank, exit_code = -1, 0
     try:
-        elastic_launch(launch, _work)(str(run_dir), attempt, number)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        return _judge(directory, rank, failure.exitcode)
-    raise AssertionError("unreachable: no worker exits with 0")
+        failures = agent.run().failures
+        rank, failure = ChildFailedError("worker", failures).get_first_failure()
+        exit_code = failure.exitcode
+    except RoundOverError:
+        pass  # torch's agent has ended the workers
+    first = members.index(nodes.here.node) * workers
+    paths = [directory / f"rank-{each}.json" for each in range(first, first + workers)]
+    return Report(rank, exit_code, [outcome for path in paths if (outcome := Outcome.load(path))])
 
 
-def _judge(directory: Path, rank: int, exit_code: int) -> Outcome:
+def _judge(reports: list[Report], lost: list[int]) -> Outcome:
     """One outcome for the round, from the files of its workers; the most decided one rules.
 
     Args:
-        directory: Of the round.
-        rank: The first worker that was seen to end.
-        exit_code: Of that worker; negative for a signal.
+        reports: Of the nodes.
+        lost: Nodes that could not report.
     """
-    outcomes = [outcome for path in sorted(directory.glob("rank-*.json")) if (outcome := Outcome.load(path))]
+    outcomes = [outcome for report in reports for outcome in report.outcomes]
     for code in (ExitCode.REFUSED, ExitCode.EXHAUSTED):
         for outcome in outcomes:
             if outcome.exit_code == code:
                 return outcome
     crashes = [outcome for outcome in outcomes if outcome.exit_code == ExitCode.CRASH]
-    if crashes or exit_code != ENDED:
+    disorder = [report for report in reports if report.exit_code != ENDED]
+    if crashes or disorder:
         own = [outcome for outcome in crashes if outcome.cause != Cause.LOST_PEER]
         # A rank that was killed leaves no file; the others then fail for want of it.
-        cause = own[0].cause if own else Cause.KILLED if exit_code < 0 or crashes else Cause.CRASH
-        what = [f"rank {rank} ended with exit code {exit_code}", *(outcome.message for outcome in own)]
-        return Outcome(ExitCode.CRASH, cause, "; ".join(what))
+        was_killed = bool(crashes) or any(report.exit_code < 0 for report in disorder)
+        cause = own[0].cause if own else Cause.KILLED if was_killed else Cause.CRASH
+        if lost and not own:
+            cause = Cause.NODE_FAILURE
+        what = [f"node {node} of the job is gone" for node in lost]
+        what += [f"rank {r.rank} ended with exit code {r.exit_code}" for r in disorder if r.rank >= 0]
+        return Outcome(ExitCode.CRASH, cause, "; ".join([*what, *(outcome.message for outcome in own)]))
     for outcome in outcomes:
         if outcome.exit_code == ExitCode.REQUEUE:
             return outcome
@@ -169,26 +267,13 @@ def _workers_per_node(config: Config) -> int:
     return config.cluster.workers_per_node or torch.cuda.device_count() or 1
 
 
-def _rendezvous_endpoint() -> str:
-    """The first node of the allocation hosts the rendezvous; without SLURM this machine, on a free port."""
-    job_id = os.environ.get("SLURM_JOB_ID", "")
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    if not job_id or not nodes:
-        return "localhost:0"
-    from submitit.slurm.slurm import _parse_node_list
-
-    # A port of its own for every job and requeue: a store that lingers must not answer for the next.
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return f"{_parse_node_list(nodes)[0]}:{20_000 + (int(job_id) * 7 + restart) % 20_000}"
-
-
 def _newest_checkpoint(run_dir: Path) -> int:
     return max(layout.data_steps(run_dir / "checkpoints"), default=-1)
 
 
-def _stop_on_signals(stop_file: Path) -> None:
+def _stop_on_signals(directory: Path) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
-        stop_file.touch()
+        (directory / STOP_FILE).touch()
 
     for number in _STOP_SIGNALS:
         signal.signal(number, stop)

@@ -2,8 +2,9 @@
 
 An attempt exists once its filled folder was renamed to `attempts/NNNN`, which succeeds for one process only;
 its `attempt.json` says who owns it. A run is *running* while the owner of one of its attempts lives, judged
-by host, pid and the start time of that pid - never by the age of a file, which lies on network file systems
-and after a suspended laptop. Torch-free: `univip status` reads the same files.
+by host, pid and the start time of that pid, or by the state of its job in SLURM - never by the age of a file,
+which lies on network file systems and after a suspended laptop. Torch-free: `univip status` reads the same
+files.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from jobs import slurm
 from jobs.outcomes import Cause, ExitCode, write_json
 from univip.errors import UnivipError
 
@@ -37,6 +39,8 @@ class Attempt:
     Attributes:
         number: 1, 2, ... within the run directory.
         start_ticks: Start time of `pid` in clock ticks since boot; tells a reused pid from the owner.
+        slurm_job_id: Empty without SLURM.
+        slurm_restart: How often that job had been requeued before.
         exit_code: None while it runs, or where it died without a word.
         cause: One of `jobs.outcomes.Cause`, once it ended.
         message: The cause in words; empty where it ended well.
@@ -53,6 +57,7 @@ class Attempt:
     exit_code: int | None = None
     cause: str = ""
     message: str = ""
+    slurm_restart: int = 0
 
     def directory(self, run_dir: Path) -> Path:
         """Folder of this attempt's outcome files and logs."""
@@ -87,17 +92,50 @@ def start_ticks(pid: int) -> int:
     return 0 if fields[0] == "Z" else int(fields[19])
 
 
+_known: dict[str, tuple[tuple[int, int], Attempt]] = {}  # by path: inode and time of the file, its content
+
+
 def read_attempts(run_dir: Path) -> list[Attempt]:
     """Every attempt of a run in order; one whose file is not written yet is left out."""
-    attempts = []
-    for path in sorted((run_dir / "attempts").glob("[0-9]*/attempt.json")):
-        attempts.append(Attempt(**json.loads(path.read_text(encoding="utf-8"))))
-    return attempts
+    folder = f"{run_dir}/attempts"
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.isdigit())
+    except FileNotFoundError:
+        return []
+    found = (_read(f"{folder}/{name}/attempt.json") for name in names)
+    return [attempt for attempt in found if attempt is not None]
+
+
+def _read(path: str) -> Attempt | None:
+    """One attempt, read again only if its file is another one: an array leaves thousands of them."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - thousands of times
+        stamp = status.st_ino, status.st_mtime_ns
+        known = _known.get(path)
+        if known is None or known[0] != stamp:
+            known = _known[path] = stamp, Attempt(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    return known[1]
 
 
 def living_attempts(run_dir: Path) -> list[Attempt]:
     """Attempts whose owner lives."""
     return [attempt for attempt in read_attempts(run_dir) if attempt.is_alive()]
+
+
+def own_view(number: int, stage: str, here: slurm.Execution) -> Attempt:
+    """An attempt with this process as its owner: of the one that opens it, or of an agent on another node."""
+    return Attempt(
+        number=number,
+        stage=stage,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        start_ticks=start_ticks(os.getpid()),
+        slurm_job_id=here.job_id,
+        slurm_restart=here.restart,
+        started=time.time(),
+    )
 
 
 @contextmanager
@@ -115,23 +153,21 @@ def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[At
     (run_dir / "attempts").mkdir(exist_ok=True)
     mine = _claim(run_dir, stage)
     if exclusive:
-        others = [
-            other
-            for other in living_attempts(run_dir)
-            if other.number < mine.number
-            and not _was_requeued(other, mine)
+        for other in living_attempts(run_dir):
             # One that died on another host looks alive for ever; whoever needs its shard sees that it is
             # missing.
-            and not other.stage.startswith("shard:")
-        ]
-        if others:
-            mine.ended, mine.exit_code, mine.cause = time.time(), ExitCode.BUSY, Cause.BUSY
-            mine.save(run_dir)
-            raise RunBusyError(
-                f"run `{run_dir.name}` is already running: process {others[0].pid} on {others[0].host}",
-                where=str(others[0].directory(run_dir)),
-                fix=f"univip cancel {run_dir.name}",
-            )
+            if other.number > mine.number or other == mine or other.stage.startswith("shard:"):
+                continue
+            if not _is_lost(other, mine):
+                mine.ended, mine.exit_code, mine.cause = time.time(), ExitCode.BUSY, Cause.BUSY
+                mine.save(run_dir)
+                raise RunBusyError(
+                    f"run `{run_dir.name}` is already running: process {other.pid} on {other.host}",
+                    where=str(other.directory(run_dir)),
+                    fix=f"univip cancel {run_dir.name}",
+                )
+    if mine.slurm_job_id:
+        _close_lost(run_dir, mine)
     try:
         yield mine
     finally:
@@ -139,27 +175,36 @@ def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[At
         mine.save(run_dir)
 
 
-def _was_requeued(other: Attempt, mine: Attempt) -> bool:
-    """Whether `other` was an earlier execution of this SLURM job, which may have died on another host.
+def _is_lost(other: Attempt, mine: Attempt) -> bool:
+    """Whether an attempt on another host, which cannot be looked at, is known to SLURM to have ended."""
+    if not other.slurm_job_id or other.host == socket.gethostname():
+        return False
+    if other.slurm_job_id == mine.slurm_job_id:
+        # SLURM executes a job once at a time; within one execution the first node's task opens attempts.
+        return other.slurm_restart < mine.slurm_restart
+    return slurm.is_on_nodes(other.slurm_job_id, other.slurm_restart) is False
 
-    SLURM executes a job once at a time. Tasks of one execution start together; the first decides.
-    """
-    is_first = os.environ.get("SLURM_PROCID", "0") == "0"
-    return is_first and mine.slurm_job_id != "" and other.slurm_job_id == mine.slurm_job_id
+
+def _close_lost(run_dir: Path, mine: Attempt) -> None:
+    """Write down how earlier attempts ended that SLURM ended before they could do so themselves."""
+    for other in read_attempts(run_dir):
+        is_same_job = other.slurm_job_id == mine.slurm_job_id
+        if other.number >= mine.number or other.ended is not None or not other.slurm_job_id:
+            continue
+        if other.stage.startswith("shard:") and not is_same_job:  # it may live, and there may be thousands
+            continue
+        if is_same_job and other.slurm_restart == mine.slurm_restart:
+            why = Cause.KILLED, f"process {other.pid} on {other.host} was killed"
+        else:
+            why = slurm.why_ended(other.slurm_job_id, other.slurm_restart, other.host)
+        other.ended, other.cause, other.message = time.time(), *why
+        other.save(run_dir)
 
 
 def _claim(run_dir: Path, stage: str) -> Attempt:
     """Take the next free number: renaming a filled folder onto it succeeds for one process only."""
     folder = run_dir / "attempts"
-    mine = Attempt(
-        number=0,
-        stage=stage,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        start_ticks=start_ticks(os.getpid()),
-        slurm_job_id=os.environ.get("SLURM_JOB_ID", ""),
-        started=time.time(),
-    )
+    mine = own_view(0, stage, slurm.Execution.here())
     claim = folder / f".claim-{uuid.uuid4().hex}"
     claim.mkdir()  # not `mkdtemp`, whose folder is private whatever `paths.mode` says
     while True:

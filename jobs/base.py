@@ -18,14 +18,20 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from jobs import slurm
 from jobs.attempts import Attempt, RunBusyError, attempt
-from jobs.config import Config, RunHeader, load, load_header
+from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header, num_images
+from jobs.identity import changed_keys
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
 from monitoring.journal import Journal
+from univip.atomic import write_text
 from univip.errors import ConfigError, UnivipError
 
+AGENT = "slurm-agent"  # a kind that only `run_slurm_job` asks for
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _PARENT_POLL_S = 1.0
+_AGENT_DEATHS = 3  # within one execution of a job
 
 
 class _Stopped(BaseException):
@@ -37,40 +43,97 @@ def run_job(kind: str, run_dir: str) -> int:
 
     Args:
         kind: `local` (supervise a whole request), prepare, shards, `shard:N`, merge, train or evaluate.
+            `shard:N/S` is shard N and every S-th after it.
         run_dir: The run directory.
 
     Returns:
         One of `jobs.outcomes.ExitCode`.
     """
-    # Before any child starts: submitit ignores SIGTERM and answers SIGUSR2 with a requeue of its own.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _stop)
-    with suppress(ConfigError):  # of a configuration that cannot be read the attempt will tell
-        os.umask(load(Path(run_dir)).paths.umask)
+    _prepare(run_dir)
     if kind == "local":
         from jobs.local import supervise
 
         return supervise(Path(run_dir))
+    return _attempt(kind, Path(run_dir)).exit_code
+
+
+def run_slurm_job(kind: str, run_dir: str) -> None:
+    """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue.
+
+    srun does not start a task again that died. So the agent of a training is a process of its own, and this
+    one, which does nothing that could kill it, starts the next.
+    """
+    code = _run_in_slurm(kind, run_dir) if kind != "train" else _keep_agent(run_dir)
+    if code != ExitCode.DONE:
+        raise SystemExit(code)
+
+
+def _keep_agent(run_dir: str) -> int:
+    """Run the agent of a training; start it again if it is killed, as by the system for want of memory."""
+    # SLURM signals every process. This one does not answer, nor does submitit in it; the agent starts with
+    # the signals blocked, so that one that comes before it can answer waits until it can.
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for _ in range(1 + _AGENT_DEATHS):
+        code = subprocess.run([sys.executable, "-m", "jobs.base", AGENT, run_dir], check=False).returncode
+        if code >= 0:
+            return code
+        sys.stderr.write(f"the agent was killed by signal {-code}\n")
+    return ExitCode.CRASH
+
+
+def _run_in_slurm(kind: str, run_dir: str) -> int:
+    """Work as a task of SLURM, and put the job back into the queue if it asks for it.
+
+    Not if somebody cancelled it, which a requeue would undo.
+    """
+    _prepare(run_dir)
+    here = slurm.Execution.here()
+    if kind == "train" and here.node:
+        from jobs.agent import follow
+
+        outcome = follow(load(Path(run_dir)), Path(run_dir))
+        is_to_go_on = outcome.cause == Cause.NODE_FAILURE  # else the first node will have asked for it
+    else:
+        outcome = _attempt(kind, Path(run_dir))
+        is_to_go_on = outcome.cause != Cause.CANCELLED
+    if outcome.exit_code == ExitCode.REQUEUE and is_to_go_on and (refusal := slurm.requeue(here)):
+        sys.stderr.write(f"job {here.job_id} is not back in the queue: {refusal}\n")
+    return outcome.exit_code
+
+
+def _prepare(run_dir: str) -> None:
+    """Before any child starts: submitit ignores SIGTERM and answers SIGUSR2 with a requeue of its own."""
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    with suppress(ConfigError):  # of a configuration that cannot be read the attempt will tell
+        os.umask(load(Path(run_dir)).paths.umask)
+
+
+def _attempt(kind: str, run_dir: Path) -> Outcome:
+    """One attempt at one kind of work, from its claim to its outcome."""
     try:
-        with attempt(Path(run_dir), kind, exclusive=not kind.startswith("shard:")) as mine:
-            outcome = _attempted(kind, Path(run_dir), mine)
+        with attempt(run_dir, kind, exclusive=not kind.startswith("shard:")) as mine:
+            outcome = _attempted(kind, run_dir, mine)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
             mine.message = outcome.message
+        if kind in ("train", "evaluate"):
+            _write_report(Path(run_dir))
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
     if outcome.message:
         sys.stderr.write(outcome.message + "\n")
-    return outcome.exit_code
+    return outcome
 
 
-def run_slurm_job(kind: str, run_dir: str) -> None:
-    """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue."""
-    code = run_job(kind, run_dir)
-    is_first = os.environ.get("SLURM_PROCID", "0") == "0"
-    if code == ExitCode.REQUEUE and is_first and not (Path(run_dir) / CANCELLED_FILE).exists():
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
-    if code != ExitCode.DONE:
-        raise SystemExit(code)
+def _why_stopped(config: Config, run_dir: Path) -> Outcome:
+    """The outcome of work that was told to stop; only a cancelled one is not started again."""
+    if (run_dir / CANCELLED_FILE).exists():
+        return Outcome(ExitCode.REQUEUE, Cause.CANCELLED, "cancelled")
+    here, delay_s = slurm.Execution.here(), config.cluster.signal_delay_s
+    return Outcome(ExitCode.REQUEUE, *slurm.why_signalled(here, signal_delay_s=delay_s))
 
 
 def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
@@ -79,16 +142,42 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
         if kind == "train":
             from jobs.agent import train
 
-            return train(load(run_dir), run_dir, mine)
-        with Journal(run_dir, attempt=mine.number, source=kind.replace(":", "")) as journal:
+            _verify_boxes(run_dir)
+            outcome = train(load(run_dir), run_dir, mine)
+            return _why_stopped(load(run_dir), run_dir) if outcome.cause == Cause.STOPPED else outcome
+        with Journal(run_dir, attempt=mine.number, source=kind.partition("/")[0].replace(":", "")) as journal:
             _work(kind, run_dir, mine, journal)
     except _Stopped:
-        return Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop")
+        return _why_stopped(load(run_dir), run_dir)
     except Exception as error:  # noqa: BLE001 - the outcome says what it was
         if not isinstance(error, UnivipError):
             traceback.print_exc()
         return Outcome.of_error(error)
     return Outcome(ExitCode.DONE)
+
+
+def _write_report(run_dir: Path) -> None:
+    """Write `results/report.html`; nothing that goes wrong here changes the outcome."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        from monitoring.web.history import History
+        from monitoring.web.report import FILE, report
+
+        history = History(run_dir)
+        history.update()
+        (run_dir / FILE).parent.mkdir(exist_ok=True)
+        write_text(run_dir / FILE, report(run_dir, history, changed_keys(load(run_dir))))
+    except Exception:  # noqa: BLE001 - told to the log
+        traceback.print_exc()
+
+
+def _verify_boxes(run_dir: Path) -> None:
+    """Read the boxes that training maps, once per attempt: a damaged store must not be trained on."""
+    if load_header(run_dir).proposals:
+        from univip.data.proposals import ProposalStore
+
+        ProposalStore.verify(data_dir(run_dir) / "proposals.arrow")
 
 
 def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:
@@ -100,7 +189,7 @@ def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:
         "experiment": config.experiment or method,
         "method": method,
         "config_hash": header.id[-8:],
-        "num_images": header.num_images,
+        "num_images": num_images(run_dir, header),
     }
     journal.record("attempt", host=mine.host, slurm_job_id=mine.slurm_job_id, stage=stage)
     journal.record("run", state="evaluating" if stage == "evaluate" else "proposals", **run)
@@ -122,20 +211,29 @@ def _make_boxes(kind: str, config: Config, header: RunHeader, run_dir: Path, jou
     from jobs import proposals
 
     if kind == "prepare":
-        index = proposals.prepare(config, run_dir, expected_fingerprint=header.fingerprint)
+        index = proposals.prepare(
+            config, run_dir, expected_fingerprint=header.fingerprint, num_shards=header.num_shards
+        )
         for reason, paths in index.refused.items():
             for path in paths:
                 journal.record("image_failed", path=path, reason=reason)
+        if header.kind is RunKind.proposals:  # else only the index was asked for
+            proposals.prepare_search(config)
     elif kind == "merge":
         proposals.merge(config, run_dir)
     elif kind == "shards":
         proposals.run_shards(config, run_dir, journal)
     else:
-        proposals.run_shard(config, run_dir, int(kind.removeprefix("shard:")), journal)
+        first, _, stride = kind.removeprefix("shard:").partition("/")
+        # An array is made before all headers are read; of very few usable images there are fewer shards.
+        count = proposals.num_shards(config, run_dir)
+        last = count if stride else min(int(first) + 1, count)
+        for shard in range(int(first), last, int(stride or 1)):
+            proposals.run_shard(config, run_dir, shard, journal)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGTERM, signal.SIGUSR2):  # a second one must not cut the clean-up short
+    for each in _SIGNALS:  # a second one must not cut the clean-up short
         signal.signal(each, signal.SIG_IGN)
     raise _Stopped
 
@@ -154,4 +252,6 @@ def _stop_without_parent() -> None:
 
 if __name__ == "__main__":
     _stop_without_parent()
+    if sys.argv[1] == AGENT:
+        raise SystemExit(_run_in_slurm("train", sys.argv[2]))
     raise SystemExit(run_job(sys.argv[1], sys.argv[2]))

@@ -35,9 +35,10 @@ from univip.config import (
 )
 from univip.engine.distributed import Group
 from univip.engine.phases import PhaseClock
+from univip.engine.reporting import Plan
 from univip.engine.state import TrainState
 from univip.engine.step import GradientBuffer, StepSettings, train_step
-from univip.engine.trainer import Loaded, Plan
+from univip.engine.trainer import Loaded
 from univip.observe import NullObserver
 from univip.optim.groups import make_optimizer
 from univip.resilience.faults import PlantedFaults
@@ -160,7 +161,7 @@ def _both_sides(config: Config, run_dir: Path, plan: Plan) -> Iterator[tuple[Tim
     """Train two copies of the network, data step by data step in turn: the whole path, then the bare one."""
     group = Group()
     method = fresh_method(config, group.device)
-    state = TrainState(method, make_optimizer(config.optim, method.online), Guard(max_consecutive_skips=0))
+    state = TrainState(method, make_optimizer(config.optim, method.online), Guard(config.resilience))
     buffer = GradientBuffer(method.online)
     bare = fresh_method(config, group.device)
     bare_optimizer = make_optimizer(config.optim, bare.online)
@@ -203,6 +204,7 @@ def _whole_step(
         learning_rate=plan.learning_rate(loaded.data_step),
         momentum=plan.momentum(loaded.data_step),
         counts=loaded.counts,
+        marks=loaded.marks,
         stop_requested=False,
         clock=clock,
     )

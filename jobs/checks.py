@@ -8,11 +8,9 @@ from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
-from jobs.config import Config
-from univip.config import MethodName
+from jobs.config import ClusterKind, Config
+from univip.config import SEARCH, MethodName
 from univip.errors import ConfigError
-
-_ONE_NODE = "1 (a training job uses one node today: its agents do not yet meet across nodes)"
 
 
 def check(config: Config, given: Collection[str] = ()) -> None:
@@ -50,17 +48,21 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
     at_least = {
         0: """data.workers data.max_images proposals.processes optim.base_lr optim.weight_decay
             optim.warmup_epochs train.max_steps train.threads resilience.max_rollbacks resilience.max_restarts
-            resilience.skip_window_steps evaluate.max_images cluster.gpus_per_node cluster.workers_per_node
-            cluster.mem_gb""",
+            resilience.skip_window_steps resilience.max_calm_rollbacks resilience.calm_steps
+            resilience.collapse_std resilience.max_capsules evaluate.max_images cluster.gpus_per_node
+            cluster.workers_per_node cluster.mem_gb""",
         1: """data.max_pixels proposals.max_ratio proposals.shard_images views.num_instances views.trials
             views.max_draws views.min_overlap views.scene_size views.instance_size model.hidden_dim
             model.embedding_dim method.sinkhorn_iterations train.global_batch train.max_images_per_rank
             checkpoint.every_steps checkpoint.keep_last resilience.healthy_after_steps
-            resilience.max_consecutive_skips evaluate.neighbours evaluate.batch monitoring.every_steps
-            cluster.cpus_per_task cluster.shard_cpus cluster.array_parallelism""",
+            resilience.max_consecutive_skips resilience.spike_window resilience.max_consecutive_spikes
+            resilience.collapse_after_steps resilience.replica_check_every evaluate.neighbours
+            evaluate.batch monitoring.every_steps cluster.cpus_per_task cluster.shard_cpus
+            cluster.array_parallelism""",
     }
     positive = """train.epochs method.cosine_scale method.sinkhorn_epsilon evaluate.temperature
-        resilience.collective_timeout_s cluster.time_h cluster.shard_time_h"""
+        resilience.spike_threshold resilience.hang_timeout_s resilience.collective_timeout_s cluster.time_h
+        cluster.shard_time_h proposals.shard_minutes proposals.image_timeout_s"""
     rules = [
         (key, f"at least {limit}", bool(_value(config, key) >= limit))
         for limit, keys in at_least.items()
@@ -84,6 +86,11 @@ def _together(config: Config) -> list[tuple[str, str, bool]]:
             "letters, digits, `_`, `.` and `-`",
             re.fullmatch(r"[\w.-]*", name, re.ASCII) is not None,
         ),
+        (
+            "proposals.source",
+            f"`{SEARCH}`, or the 12 hexadecimal digits that `univip proposals import` has printed",
+            re.fullmatch(rf"{SEARCH}|[0-9a-f]{{12}}", config.proposals.source) is not None,
+        ),
         ("proposals.min_sizes", "whole numbers of at least 1, rising", bool(sizes) and _rising([0, *sizes])),
         ("views.min_scale", "greater than 0 and at most 1", 0 < config.views.min_scale <= 1),
         (
@@ -92,10 +99,19 @@ def _together(config: Config) -> list[tuple[str, str, bool]]:
             config.method.name is MethodName.byol or config.views.min_overlap >= min(sizes, default=0),
         ),
         ("data.split", "a name, or a list of names", _is_split(config.data.split)),
+        (
+            "resilience.spike_window",
+            "at least twice `resilience.max_consecutive_spikes`",
+            config.resilience.spike_window >= 2 * config.resilience.max_consecutive_spikes,
+        ),
         ("train.seed", "from 0 to 2^63 - 1", 0 <= config.train.seed < 2**63),
         ("evaluate.split", "a name, a list of names, or empty", _is_split(config.evaluate.split or "-")),
-        ("cluster.nodes.min", _ONE_NODE, nodes.min == 1),
-        ("cluster.nodes.max", _ONE_NODE, nodes.max == 1),
+        ("cluster.nodes.min", "at least 1", nodes.min >= 1),
+        (
+            "cluster.nodes.max",
+            f"at least `cluster.nodes.min` = {nodes.min}, and 1 without SLURM",
+            nodes.max >= nodes.min and (nodes.max == 1 or config.cluster.kind is ClusterKind.slurm),
+        ),
         ("cluster.signal_delay_s", "from 1 to 65535 seconds", 1 <= config.cluster.signal_delay_s <= 65535),
         (
             "paths.mode",

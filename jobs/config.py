@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jobs.outcomes import read_json
 from monitoring.config import MonitoringConfig
 from univip.atomic import write_text
 from univip.config import (
@@ -33,6 +34,7 @@ from univip.errors import ConfigError
 T = TypeVar("T")
 FILE_NAME = "config.yaml"
 FILE_FORMAT = 1
+INDEX_REPORT = "images.json"  # beside the index: images, unusable ones, borders of shards
 _SITE = {"site": True}
 
 
@@ -122,9 +124,10 @@ class RunHeader:
     Attributes:
         id: Name of the run and of its directory.
         fingerprint: Of the image index the run was asked for; the data must still have it.
-        num_images: Usable images of that index.
+        num_images: Usable images of that index, or all photographs of a folder that was only listed.
         proposals: Id of the run beside this one that holds the index and the boxes; empty where the method
             needs no boxes, and the index then lies in this run.
+        num_shards: Of a run that makes boxes: decided when it was first asked for; 0 = when it is prepared.
     """
 
     id: str
@@ -132,6 +135,7 @@ class RunHeader:
     fingerprint: str
     num_images: int
     proposals: str = ""
+    num_shards: int = 0
     format: int = FILE_FORMAT
 
 
@@ -165,6 +169,12 @@ def data_dir(run_dir: Path) -> Path:
     """Directory with the image index, and the boxes where the method needs them."""
     header = load_header(run_dir)
     return run_dir.parent / header.proposals if header.proposals else run_dir
+
+
+def num_images(run_dir: Path, header: RunHeader) -> int:
+    """Images of a run: of its index, or as many as were found when the run was asked for."""
+    report = read_json(data_dir(run_dir) / INDEX_REPORT) or {}
+    return int(report.get("images", header.num_images))
 
 
 def with_site_of(stored: T, requested: T) -> T:

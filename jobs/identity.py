@@ -14,9 +14,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from jobs.config import Config, RunKind
-from univip.config import MethodName
+from univip.config import SEARCH, MethodName
 
 IDENTITY_FORMAT = 1
+_SEARCH_KEYS = ("proposals.mode", "proposals.engine")
 
 
 def run_id(config: Config, fingerprint: str, kind: RunKind) -> str:
@@ -28,6 +29,8 @@ def run_id(config: Config, fingerprint: str, kind: RunKind) -> str:
 def config_hash(config: Config, fingerprint: str, kind: RunKind) -> str:
     """SHA-256, hexadecimal, of what the run computes."""
     changed = changed_keys(config)
+    if config.proposals.source != SEARCH:  # how a search would be done says nothing about these boxes
+        changed = {key: value for key, value in changed.items() if key not in _SEARCH_KEYS}
     if kind is RunKind.proposals:  # a run of its own, shared by every training on the same boxes
         changed = {key: value for key, value in changed.items() if key.startswith(("data.", "proposals."))}
     elif config.method.name is MethodName.byol:

@@ -9,20 +9,23 @@ import PIL.Image
 from jobs.config import RunKind, data_dir, load, load_header
 from jobs.proposals import INDEX_NAME
 from univip.data.decode import decode
+from univip.data.draws import SampleKey
 from univip.data.images import ImageIndex
 from univip.data.proposals import ProposalStore
+from univip.data.views import sample_views
 from univip.errors import ConfigError
 from univip.proposals.picture import draw
 from univip.proposals.shards import STORE_NAME
 
 
-def write_picture(run_dir: Path, image: str, output: Path | None) -> Path:
-    """Draw every filtered list of one image.
+def write_picture(run_dir: Path, image: str, output: Path | None, *, epoch: int = 0) -> Path:
+    """Draw the boxes of one image: the lists, what was dropped, and one sample.
 
     Args:
         run_dir: A proposals run, or a run that uses one.
-        image: An image id, or `#ROW` of the index.
+        image: An image id, a file name, or `#ROW` of the index.
         output: The PNG file; None names it after the image, in the current folder.
+        epoch: Of the sample, counted from 0.
 
     Returns:
         The file.
@@ -32,7 +35,7 @@ def write_picture(run_dir: Path, image: str, output: Path | None) -> Path:
         ImageError: If the image cannot be decoded.
     """
     files = data_dir(run_dir)
-    _refuse_missing(files / STORE_NAME, run_dir, "boxes")
+    refuse_missing(files / STORE_NAME, run_dir, "boxes")
     config, index, store = (
         load(run_dir),
         ImageIndex.open(files / INDEX_NAME),
@@ -40,11 +43,29 @@ def write_picture(run_dir: Path, image: str, output: Path | None) -> Path:
     )
     row = _row(index, image)
     image_id = int(index.ids[row])
+    width, height = index.sizes[row].tolist()
     photograph = decode(
-        Path(config.data.root) / index.path(row), exif=index.exif, max_pixels=config.data.max_pixels
+        Path(config.data.root) / index.path(row),
+        exif=index.exif,
+        max_pixels=config.data.max_pixels,
+        size=(width, height),
     )
-    lists = {f"at least {size} px": store.filtered(image_id, size) for size in store.min_sizes}
-    picture = draw(photograph, lists, caption=f"{index.path(row)}: {len(store[image_id])} raw boxes")
+    lists = {size: store.filtered(image_id, size) for size in store.min_sizes}
+    boxes = config.proposals
+    views = sample_views(
+        (width, height),
+        lists,
+        key=SampleKey(config.train.seed, epoch, image_id),
+        views=config.views,
+        max_ratio=boxes.max_ratio,
+        max_iou=boxes.max_iou,
+    )
+    raw = store[image_id]
+    caption = (
+        f"{index.path(row)}   id {image_id}, {width} x {height} px, {len(raw):,} raw boxes; "
+        f"sample of epoch {epoch}, seed {config.train.seed}"
+    )
+    picture = draw(photograph, raw, lists, views, max_ratio=boxes.max_ratio, caption=caption)
     path = output or Path(f"{image_id}.png")
     PIL.Image.fromarray(picture).save(path)
     return path
@@ -55,7 +76,7 @@ def write_sample(run_dir: Path, image: str, output: Path | None, *, epoch: int) 
 
     Args:
         run_dir: A training run.
-        image: An image id, or `#ROW` of the index.
+        image: An image id, a file name, or `#ROW` of the index.
         output: The PNG file; None names it after image and epoch, in the current folder.
         epoch: Counted from 0.
 
@@ -74,11 +95,11 @@ def write_sample(run_dir: Path, image: str, output: Path | None, *, epoch: int) 
         raise ConfigError(
             f"run `{run_dir.name}` must be a training run to show a sample, but only makes boxes.",
             where=str(run_dir),
-            fix=f"univip proposals show {run_dir.name} '{image}'",
+            fix=f"univip proposals show '{image}' {run_dir.name}",
         )
     if header.proposals:
-        _refuse_missing(files / STORE_NAME, run_dir, "boxes")
-    _refuse_missing(files / INDEX_NAME, run_dir, "an index")
+        refuse_missing(files / STORE_NAME, run_dir, "boxes")
+    refuse_missing(files / INDEX_NAME, run_dir, "an index")
     reader = make_reader(load(run_dir), run_dir)
     row = _row(reader.index, image)
     path = output or Path(f"{int(reader.index.ids[row])}-epoch-{epoch}.png")
@@ -86,7 +107,8 @@ def write_sample(run_dir: Path, image: str, output: Path | None, *, epoch: int) 
     return path
 
 
-def _refuse_missing(path: Path, run_dir: Path, what: str) -> None:
+def refuse_missing(path: Path, run_dir: Path, what: str) -> None:
+    """Refuse to look at a run before the file is there that is to be looked at."""
     if not path.exists():
         raise ConfigError(
             f"run `{run_dir.name}` must have {what} to show, but has none yet.",
@@ -96,13 +118,23 @@ def _refuse_missing(path: Path, run_dir: Path, what: str) -> None:
 
 
 def _row(index: ImageIndex, image: str) -> int:
-    number = image.removeprefix("#")
-    if number.isdecimal():
-        if image.startswith("#") and int(number) < len(index):
-            return int(number)
-        if not image.startswith("#") and int(number) in index.ids:
-            return index.row(int(number))
+    """Row of an image by `#ROW`, id or file name."""
+    row = image.removeprefix("#")
+    if image.startswith("#") and row.isdecimal() and int(row) < len(index):
+        return int(row)
+    if image.isdecimal() and int(image) in index.ids:
+        return index.row(int(image))
+    found = index.rows_of(image)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        paths = [index.path(row) for row in found[:3]]
+        raise ConfigError(
+            f"the image must be one of the run, but {len(found)} are named `{image}`: {', '.join(paths)}.",
+            fix=paths[0],
+        )
     raise ConfigError(
-        f"the image must be an id of the run or one of #0 to #{len(index) - 1}, but is `{image}`.",
-        fix=f"{int(index.ids[0])}, or '#0'",
+        "the image must be an id of the run, the name of a file, "
+        f"or one of #0 to #{len(index) - 1}, but is `{image}`.",
+        fix=f"{int(index.ids[0])}, {index.path(0)}, or '#0'",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.config import Config, data_dir, load_header
+from jobs.config import Config, data_dir, load_header, num_images
 from jobs.identity import config_hash
 from jobs.proposals import INDEX_NAME
 from monitoring import journal
@@ -20,13 +20,17 @@ from univip.config import MethodName, ViewsConfig
 from univip.data.batch import make_views
 from univip.data.images import ImageIndex
 from univip.data.loader import BatchSource, open_batches
+from univip.data.marks import add_marks
 from univip.data.plan import micro_batches
 from univip.data.proposals import ProposalStore
 from univip.data.samples import SampleReader
 from univip.engine.distributed import Group
+from univip.engine.reporting import Plan, Totals
+from univip.engine.sample_log import FILE_NAME as SAMPLES_NAME
+from univip.engine.sample_log import Marks, SampleLog
 from univip.engine.state import TrainState
 from univip.engine.step import StepSettings
-from univip.engine.trainer import Ending, Loaded, Plan, Totals, Trainer
+from univip.engine.trainer import Ending, Loaded, Trainer
 from univip.errors import DataError
 from univip.methods.build import make_method
 from univip.models.momentum import target_momentum
@@ -34,9 +38,11 @@ from univip.observe import Observer
 from univip.optim.groups import check_groups, make_optimizer
 from univip.optim.schedules import learning_rate, peak_learning_rate, total_data_steps
 from univip.proposals.shards import STORE_NAME
+from univip.resilience.anomaly import FOLDER, Capsules
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard
 from univip.resilience.ledger import Ledger
+from univip.resilience.watchdog import Watchdog
 from univip.types import Method
 
 
@@ -49,8 +55,21 @@ def train_rank(
     stop_requested: Callable[[], bool],
     still_owner: Callable[[], bool],
     totals: Totals,
+    on_hang: Callable[[str], None],
+    place: dict[str, int],
 ) -> Ending:
     """Train to the target, or to a request to stop.
+
+    Args:
+        config: Of the run.
+        run_dir: The run directory.
+        group: The ranks.
+        observer: The journal of this rank.
+        stop_requested: Whether to stop at the next step.
+        still_owner: False once a newer attempt or round owns the run.
+        totals: Counters as earlier rounds left them.
+        on_hang: Takes the reason, and ends this process.
+        place: Attempt and round, for capsules.
 
     Raises:
         ConfigError: If this world cannot hold the batch.
@@ -59,7 +78,8 @@ def train_rank(
     header = load_header(run_dir)
     # Before anything is loaded: a world that does not fit is refused at once.
     shares = micro_batches(config.train.global_batch, group.size, config.train.max_images_per_rank)
-    plan = make_plan(config, header.num_images, len(shares[0]))
+    images = num_images(run_dir, header)
+    plan = make_plan(config, images, len(shares[0]))
     method = fresh_method(config, group.device)
     optimizer = make_optimizer(config.optim, method.online)
     check_groups(optimizer, method)
@@ -71,11 +91,18 @@ def train_rank(
             method=str(config.method.name),
             config_hash=header.id.rpartition("-")[2],
             target_steps=plan.target,
-            num_images=header.num_images,
+            num_images=images,
             global_batch=config.train.global_batch,
         )
+    hash_ = config_hash(config, header.fingerprint, header.kind)
+    manager = CheckpointManager(
+        run_dir / "checkpoints",
+        keep_last=config.checkpoint.keep_last,
+        still_owner=still_owner,
+        observer=observer,
+    )
     trainer = Trainer(
-        TrainState(method, optimizer, Guard(config.resilience.max_consecutive_skips)),
+        TrainState(method, optimizer, Guard(config.resilience)),
         plan,
         partial(load_batches, make_source(config, run_dir, group), config, group.device),
         StepSettings(
@@ -86,26 +113,36 @@ def train_rank(
             ),
         ),
         group=group,
-        manager=CheckpointManager(
-            run_dir / "checkpoints",
-            keep_last=config.checkpoint.keep_last,
-            still_owner=still_owner,
-            observer=observer,
-        ),
+        manager=manager,
         ledger=Ledger(run_dir / "ledger.jsonl"),
+        samples=SampleLog(run_dir / SAMPLES_NAME),
         checkpoint=config.checkpoint,
         resilience=config.resilience,
         observer=observer,
         stop_requested=stop_requested,
         origin=Origin(
             world_size=group.size,
-            config_hash=config_hash(config, header.fingerprint, header.kind),
+            config_hash=hash_,
             line=Ledger(run_dir / "ledger.jsonl").decisions().line,
             versions=(("torch", torch.__version__), ("univip", importlib.metadata.version("univip"))),
         ),
         totals=totals,
+        capsules=Capsules(
+            run_dir / FOLDER,
+            manager,
+            observer,
+            limit=config.resilience.max_capsules,
+            place={**place, "config_hash": hash_, "torch": torch.__version__},
+        ),
     )
-    return trainer.run()
+    with Watchdog(
+        trainer.clock,
+        position=lambda: trainer.state.data_step,
+        observer=observer,
+        give_up_s=config.resilience.hang_timeout_s,
+        on_hang=on_hang,
+    ):
+        return trainer.run()
 
 
 def fresh_method(config: Config, device: torch.device) -> Method:
@@ -194,6 +231,9 @@ def load_batches(
                 data_step,
                 [partial(make_views, batch, config.views.instance_views, device) for batch in batches],
                 counts,
+                Marks(*(add_marks(marks) for marks in zip(*(batch.marks for batch in batches), strict=True))),
+                [int(image_id) for batch in batches for image_id in batch.ids],
+                [int(epoch) for batch in batches for epoch in batch.epochs],
                 [failure._asdict() for batch in batches for failure in batch.failures],
             )
     finally:

@@ -7,6 +7,7 @@ signal can prevent that, and then the agent sees the exit code.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,7 +29,8 @@ from jobs.config import load
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.engine.distributed import Group
-from univip.engine.trainer import Ending, Totals
+from univip.engine.reporting import Totals
+from univip.engine.trainer import Ending
 
 _STOP_POLL_S = 0.5
 _AGENT_POLL_S = 0.5
@@ -53,8 +55,18 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> NoReturn:
     _obey_only_the_agent(attempt)
     path = directory / f"rank-{rank}.json"
     journal = Journal(run_dir, attempt=attempt.number, round=round_number, rank=rank)
+
+    def give_up(reason: str) -> None:
+        """End this process from another thread; the one that trains does not come back."""
+        journal.record("stop", outcome=ExitCode.CRASH.name.lower(), cause=Cause.HANG.value)
+        journal.close()
+        try:
+            Outcome(ExitCode.CRASH, Cause.HANG, f"rank {rank}: {reason}").save(path)
+        finally:
+            os._exit(ExitCode.CRASH)
+
     try:
-        ending = _train(run_dir, attempt, round_number, rank, journal)
+        ending = _train(run_dir, attempt, round_number, rank, journal, give_up)
         stopped = ending is Ending.STOPPED
         outcome = (
             Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop") if stopped else Outcome(ExitCode.DONE)
@@ -64,7 +76,9 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> NoReturn:
         if isinstance(error, torch.OutOfMemoryError):
             outcome = replace(outcome, cause=Cause.OUT_OF_MEMORY)
         elif _is_lost_peer(error):
-            outcome = replace(outcome, cause=Cause.LOST_PEER)
+            # One that died closes its connections; one that hangs does not answer.
+            hangs = re.search("timed out|timeout", str(error), re.IGNORECASE)
+            outcome = replace(outcome, cause=Cause.HANG if hangs else Cause.LOST_PEER)
         if outcome.exit_code == ExitCode.CRASH:
             traceback.print_exc()
         else:
@@ -85,7 +99,14 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> NoReturn:
     os._exit(exit_code or ExitCode.CRASH)
 
 
-def _train(run_dir: Path, attempt: Attempt, round_number: int, rank: int, journal: Journal) -> Ending:
+def _train(
+    run_dir: Path,
+    attempt: Attempt,
+    round_number: int,
+    rank: int,
+    journal: Journal,
+    on_hang: Callable[[str], None],
+) -> Ending:
     config = load(run_dir)
     size = int(os.environ["WORLD_SIZE"])
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -107,9 +128,14 @@ def _train(run_dir: Path, attempt: Attempt, round_number: int, rank: int, journa
             run_dir,
             group=Group(rank, size, device),
             observer=journal,
-            stop_requested=_stop_poll(attempt.directory(run_dir) / STOP_FILE),
+            stop_requested=_stop_poll(
+                attempt.directory(run_dir) / STOP_FILE,
+                attempt.round_directory(run_dir, round_number) / STOP_FILE,
+            ),
             still_owner=lambda: _is_newest(run_dir, attempt, round_number),
             totals=train.totals_so_far(run_dir) if rank == 0 else Totals(),
+            on_hang=on_hang,
+            place={"attempt": attempt.number, "round": round_number},
         )
     finally:
         if size > 1 and sys.exc_info()[0] is None:
@@ -138,15 +164,15 @@ def _is_newest(run_dir: Path, attempt: Attempt, round_number: int) -> bool:
     return not newer and not attempt.round_directory(run_dir, round_number + 1).exists()
 
 
-def _stop_poll(path: Path) -> Callable[[], bool]:
-    """Whether the stop file exists; looks twice a second at most, network file systems charge for each."""
+def _stop_poll(*paths: Path) -> Callable[[], bool]:
+    """Whether a stop file exists; looks twice a second at most, network file systems charge for each."""
     state = {"next": 0.0, "stop": False}
 
     def stop_requested() -> bool:
         now = time.monotonic()
         if not state["stop"] and now >= state["next"]:
             state["next"] = now + _STOP_POLL_S
-            state["stop"] = path.exists()
+            state["stop"] = any(path.exists() for path in paths)
         return bool(state["stop"])
 
     return stop_requested

@@ -12,9 +12,12 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from univip.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SPLIT = "train"
 _PHOTOGRAPHS = (
@@ -66,6 +69,17 @@ def make_demo_data(root: Path) -> Path:
     return root
 
 
+def copy_photographs(folder: Path) -> None:
+    """Write the photographs themselves, shrunk to the size of COCO's.
+
+    Raises:
+        DataError: If scikit-image's photographs are not installed.
+    """
+    folder.mkdir(parents=True)
+    for path in _photographs():
+        _open(path).save(folder / f"{path.stem}.jpg", quality=_JPEG_QUALITY)
+
+
 def _photographs() -> list[Path]:
     """Found without importing scikit-image, which would load SciPy."""
     package = importlib.util.find_spec("skimage")
@@ -82,17 +96,22 @@ def _photographs() -> list[Path]:
     return found
 
 
-def _cut(photographs: list[Path], folder: Path) -> dict[str, Any]:
-    """Write the crops; return their COCO annotations, one object per image: the whole of it."""
+def _open(path: Path) -> Image.Image:
     from PIL import Image
 
+    with Image.open(path) as opened:
+        photograph = opened.convert("RGB")
+    photograph.thumbnail((_LONGEST_PX, _LONGEST_PX))
+    return photograph
+
+
+def _cut(photographs: list[Path], folder: Path) -> dict[str, Any]:
+    """Write the crops; return their COCO annotations, one object per image: the whole of it."""
     draws = random.Random(0)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for category, path in enumerate(photographs, start=1):
-        with Image.open(path) as opened:
-            photograph = opened.convert("RGB")
-        photograph.thumbnail((_LONGEST_PX, _LONGEST_PX))
+        photograph = _open(path)
         for number in range(_CROPS):
             width, height = (min(draws.randint(*_EDGE_PX), limit) for limit in photograph.size)
             x, y = draws.randint(0, photograph.width - width), draws.randint(0, photograph.height - height)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.outcomes import read_json
 from jobs.requests import Request
 from launcher import render
-from launcher.runs import JOBS_FILE, RunState, State, read_state, what_next
-from launcher.slurm import living_jobs
+from launcher.runs import RunState, State, read_state, what_next
 from launcher.summary import summarise
 
 _POLL_S = 0.5
-_SLURM_POLL_S = 30.0
 _LAST_LINES = 5
 
 
@@ -26,17 +23,11 @@ def follow(run_dir: Path) -> bool:
     Raises:
         KeyboardInterrupt: On Ctrl-C, after saying how to come back; the run goes on.
     """
-    next_slurm_poll = time.monotonic() + _SLURM_POLL_S
     try:
         with render.Progress() as progress:
             while not (state := read_state(run_dir)).is_over():
                 progress.update(summarise(_worked_on(run_dir, state), state))
                 time.sleep(_POLL_S)
-                if time.monotonic() >= next_slurm_poll:
-                    next_slurm_poll = time.monotonic() + _SLURM_POLL_S
-                    if _has_left_slurm(run_dir):
-                        state = read_state(run_dir)
-                        break
             progress.update(summarise(_worked_on(run_dir, state), state))
     except KeyboardInterrupt:
         render.say("", "the run goes on.", what_next(run_dir, "status --watch", "logs RUN -f", "cancel RUN"))
@@ -66,8 +57,3 @@ def _worked_on(run_dir: Path, state: RunState) -> Path:
     request = Request.load(run_dir)
     stages = request.stages if request else []
     return run_dir.parent / next((stage.run for stage in stages if stage.kind == state.stage), run_dir.name)
-
-
-def _has_left_slurm(run_dir: Path) -> bool:
-    document = read_json(run_dir / JOBS_FILE)
-    return document is not None and not living_jobs([job["id"] for job in document["jobs"]])

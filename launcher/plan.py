@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.config import Config, RunHeader, RunKind, load, load_header
+from jobs.config import (
+    FILE_NAME,
+    INDEX_REPORT,
+    ClusterKind,
+    Config,
+    RunHeader,
+    RunKind,
+    load,
+    load_header,
+)
 from jobs.identity import run_id
 from jobs.outcomes import read_json
 from jobs.requests import Request, Stage, stages_of
@@ -19,8 +29,11 @@ from launcher.errors import RefusedError
 from univip.config import DataFormat, MethodName
 from univip.data.scan import Scan, annotation_file, scan, split_names
 from univip.optim.schedules import total_data_steps
+from univip.proposals.cut import FOLDER, count_shards, search_seconds, shard_file
 
 _NAMES = 3  # of photographs left out
+_STORE_REPORT = "proposals.json"
+_MOST_HEADERS = 2000  # of a folder; the rest is looked at by the first stage
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,19 @@ class Plan:
         """Directory of the run that is asked for."""
         return Path(self.config.paths.runs) / self.header.id
 
+    @property
+    def shards_left(self) -> list[int]:
+        """Shards without a report, which an array has to search; the first one if there are none."""
+        boxes = self.run_dir.parent / (self.header.proposals or self.header.id)
+        try:
+            done = {entry.name for entry in os.scandir(boxes / FOLDER)}
+        except FileNotFoundError:
+            done = set()
+        left = [
+            n for n in range(self.num_shards) if Path(shard_file(n)).with_suffix(".json").name not in done
+        ]
+        return left or [0]
+
     def lines(self) -> list[str]:
         """The plan in words, for a person."""
         runs = Path(self.config.paths.runs)
@@ -55,16 +81,17 @@ class Plan:
             f"directory  {self.run_dir}",
             f"images     {self.header.num_images:,}",
         ]
+        is_listed = self.config.data.format is DataFormat.folder and self.header.num_images > _MOST_HEADERS
+        of = f" of {_MOST_HEADERS:,} looked at" if is_listed else ""
         for reason, names in sorted(self.refused.items()):
             rest = ", ..." if len(names) > _NAMES else ""
-            lines.append(f"left out   {len(names):,} {reason}: {', '.join(names[:_NAMES])}{rest}")
+            lines.append(f"left out   {len(names):,} {reason}{of}: {', '.join(names[:_NAMES])}{rest}")
         for run, stages in itertools.groupby(self.request.stages, key=lambda stage: stage.run):
             words = [f"{stage.kind}{' (done)' if stage.is_done(runs) else ''}" for stage in stages]
             lines.append(f"stages     {', '.join(words)} of {run}")
         if any(stage.kind == "shards" for stage in self.request.stages):
-            lines.append(
-                f"shards     {self.num_shards:,} of up to {self.config.proposals.shard_images} images"
-            )
+            images = math.ceil(self.header.num_images / self.num_shards)
+            lines.append(f"shards     {self.num_shards:,} of about {images:,} images")
         if any(stage.kind == "train" for stage in self.request.stages):
             batch = self.config.train.global_batch
             lines.append(f"training   {self.data_steps:,} data steps of {batch:,} images")
@@ -81,13 +108,14 @@ def make_plan(command: str, config: Config) -> Plan:
     Raises:
         DataError: If the photographs cannot be used.
     """
-    found = scan(config.data)
+    found = scan(config.data, most_headers=_MOST_HEADERS)
     boxes_id = run_id(config, found.fingerprint, RunKind.proposals)
-    boxes = RunHeader(boxes_id, RunKind.proposals, found.fingerprint, len(found.rows))
+    num_shards = _num_shards(config, boxes_id, found)
+    boxes = RunHeader(boxes_id, RunKind.proposals, found.fingerprint, found.num_images, num_shards=num_shards)
     if command == "proposals":
         return _plan(command, config, boxes, None, found)
     train_id = run_id(config, found.fingerprint, RunKind.train)
-    header = RunHeader(train_id, RunKind.train, found.fingerprint, len(found.rows))
+    header = RunHeader(train_id, RunKind.train, found.fingerprint, found.num_images)
     if config.method.name is MethodName.byol:
         return _plan(command, config, header, None, found)
     return _plan(command, config, replace(header, proposals=boxes_id), boxes, found)
@@ -107,7 +135,7 @@ def plan_again(run_dir: Path) -> Plan:
     request = Request.load(run_dir)
     if request and request.unfinished:
         request = request.unfinished
-    found = scan(config.data)
+    found = scan(config.data, most_headers=_MOST_HEADERS)
     if found.fingerprint != header.fingerprint:
         raise RefusedError(
             f"the photographs must be those of run `{run_dir.name}`, but ids, names or sizes have changed.",
@@ -120,7 +148,7 @@ def plan_again(run_dir: Path) -> Plan:
 
 
 def _plan(command: str, config: Config, header: RunHeader, boxes: RunHeader | None, found: Scan) -> Plan:
-    train, num_images = config.train, len(found.rows)
+    train, num_images = config.train, found.num_images
     if (
         config.evaluate.split
         and config.data.format is DataFormat.coco
@@ -133,17 +161,42 @@ def _plan(command: str, config: Config, header: RunHeader, boxes: RunHeader | No
         header=header,
         proposals=boxes,
         request=Request(command, _stages(command, config, header, found)),
-        num_shards=math.ceil(num_images / config.proposals.shard_images),
+        num_shards=_num_shards(config, header.proposals or header.id, found),
         data_steps=train.max_steps or total_data_steps(train.epochs, num_images, train.global_batch),
         refused=found.refused,
     )
 
 
+def _num_shards(config: Config, boxes: str, found: Scan) -> int:
+    """Shards of a run of boxes: as it was cut, else as it was asked for, else by the work there is."""
+    run_dir, proposals = Path(config.paths.runs) / boxes, config.proposals
+    if borders := (read_json(run_dir / INDEX_REPORT) or {}).get("shards"):
+        return len(borders) - 1
+    if (run_dir / FILE_NAME).exists() and (before := load_header(run_dir).num_shards):
+        return before
+    in_slurm = config.cluster.kind is ClusterKind.slurm
+    cores = proposals.processes or (config.cluster.shard_cpus if in_slurm else len(os.sched_getaffinity(0)))
+    return count_shards(
+        found.num_images,
+        search_seconds(found.pixels, str(proposals.engine), str(proposals.mode)),
+        shard_core_seconds=60 * proposals.shard_minutes * cores,
+        most_images=proposals.shard_images,
+    )
+
+
 def _stages(command: str, config: Config, header: RunHeader, found: Scan) -> list[Stage]:
-    """Stages of the request; the index is made again where photographs moved to folders of other names."""
+    """Stages of the request.
+
+    The index is made again where photographs moved to folders of other names, and boxes whose store was
+    removed, because it was damaged, are merged again.
+    """
     now = time.time()
     stages = stages_of(command, header.id, header.proposals, now=now)
-    index = read_json(Path(config.paths.runs) / (header.proposals or header.id) / "images.json")
-    if index is None or index.get("layout") == found.layout:
-        return stages
-    return [replace(stage, since=now) if stage.kind == "prepare" else stage for stage in stages]
+    boxes = Path(config.paths.runs) / (header.proposals or header.id)
+    index = read_json(boxes / INDEX_REPORT)
+    again = set()
+    if index is not None and index.get("layout") != found.layout:
+        again.add("prepare")
+    if index is not None and not (boxes / _STORE_REPORT).exists():
+        again |= {"shards", "merge"}
+    return [replace(stage, since=now) if stage.kind in again else stage for stage in stages]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,19 @@ def fact_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     _console().print(table)
 
 
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of figures under their heads, to stdout."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(heads):
+        drawn.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    _console().print(drawn)
+
+
 class Progress:
     """Progress of one run while somebody waits: a moving line in a terminal, plain lines elsewhere."""
 
@@ -105,6 +118,45 @@ class Progress:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Progress of a known amount of work, with speed and ETA; call what it gives with the amount done.
+
+    Args:
+        what: Such as `reading`.
+        total: All of it.
+        unit: `bytes`, or what is counted.
+    """
+    from rich.progress import Progress as Bar
+
+    console = _console(stderr=True)
+    started = next_line = time.monotonic()
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def tell(done: int) -> None:
+            nonlocal next_line
+            now = time.monotonic()
+            if console.is_terminal:
+                bar.update(
+                    task, completed=done, description=f"{what}  {_amount(done, total, unit, now - started)}"
+                )
+            elif now >= next_line + _PLAIN_EVERY_S:
+                next_line = now
+                console.print(f"{what}  {_amount(done, total, unit, now - started)}", highlight=False)
+
+        yield tell
+
+
+def _amount(done: int, total: int, unit: str, seconds: float) -> str:
+    """Such as `1.2/5.0 GB  45.3 MB/s  ETA 1 min 24 s`."""
+    rate = done / max(seconds, 1e-9)
+    left = f"ETA {duration((total - done) / rate)}" if done else ""
+    if unit == "bytes":
+        return f"{done / 1e9:.2f}/{total / 1e9:.2f} GB  {rate / 1e6:.1f} MB/s  {left}"
+    return f"{done:,}/{total:,} {unit}  {rate:,.0f} {unit}/s  {left}"
+
+
 def progress_line(summary: Summary) -> str:
     """One run in one line of plain text."""
     unit = "steps" if summary.shards_done is None else "images"
@@ -112,7 +164,7 @@ def progress_line(summary: Summary) -> str:
     if summary.done is not None and summary.target and summary.state.stage != "evaluate":
         parts.append(f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target} {unit}")
     if summary.shards_done is not None:
-        parts.append(f"{summary.shards_done} shards done")
+        parts.append(f"{summary.shards_done}/{summary.num_shards} shards")
     if summary.rate is not None:
         parts.append(f"{summary.rate:.1f} images/s")
     if summary.loss is not None:

@@ -1,6 +1,7 @@
 """Runs on disk: where they are, which one a name means, and what state one is in.
 
-Files are the only source: a run that finished last year, or on a machine that is off, is read like any other.
+Files come first: a run that finished last year, or on a machine that is off, is read like any other. SLURM is
+asked only about runs that it has not finished, and hardly ever (`launcher/queue.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,21 @@ from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.outcomes import Cause, ExitCode, read_json
 from jobs.requests import CANCELLED_FILE, SUPERVISOR_FILE, Request, Stage, stages_of
 from launcher.errors import RunNotFoundError
+from launcher.queue import look
+from launcher.slurm import NEVER, JobState
 
 RUNS_VARIABLE = "UNIVIP_RUNS"
 JOBS_FILE = "jobs.json"  # of SLURM: which job does which stage
 LAST = "@last"
+# How SLURM ended a job -> why, where no process could say so itself.
+_CAUSES = {
+    "TIMEOUT": Cause.TIME_LIMIT,
+    "DEADLINE": Cause.TIME_LIMIT,
+    "NODE_FAIL": Cause.NODE_FAILURE,
+    "BOOT_FAIL": Cause.NODE_FAILURE,
+    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+    "PREEMPTED": Cause.PREEMPTION,
+}
 
 
 class State(StrEnum):
@@ -40,7 +52,7 @@ class RunState:
 
     Attributes:
         stage: Kind of the stage that runs, failed or comes next; empty where all are done.
-        cause: Why it failed or stopped, one of `jobs.outcomes.Cause`.
+        cause: Why it failed or stopped, one of `jobs.outcomes.Cause`; while it is queued, SLURM's reason.
         attempt: Number of the newest attempt, 0 if there is none.
         message: The cause in words: what, where, fix.
     """
@@ -88,6 +100,31 @@ class Owner:
         if self.outcome:
             return False
         return self.host != socket.gethostname() or start_ticks(self.pid) == self.start_ticks
+
+
+@dataclass(frozen=True)
+class SubmittedJobs:
+    """Ids of SLURM's jobs by stage kind; of an array one id.
+
+    Attributes:
+        runs: Ids of the runs that these jobs work on, by stage kind.
+    """
+
+    ids: dict[str, str]
+    runs: dict[str, str]
+
+    @classmethod
+    def load(cls, run_dir: Path) -> SubmittedJobs | None:
+        """Jobs of the newest request for a run, or of boxes made on the way; None if SLURM has none."""
+        document, request = read_json(run_dir / JOBS_FILE), Request.load(run_dir)
+        if document is None or (request is not None and document["request"] != request.id):
+            return None
+        jobs = document["jobs"]
+        return cls({job["stage"]: job["id"] for job in jobs}, {job["stage"]: job["run"] for job in jobs})
+
+    def of(self, run: str) -> list[str]:
+        """Ids of the jobs that work on one of the runs."""
+        return [job_id for stage, job_id in self.ids.items() if self.runs[stage] == run]
 
 
 def runs_root() -> Path:
@@ -157,6 +194,8 @@ def read_state(run_dir: Path) -> RunState:
         if request and request.unfinished and (later := request.unfinished.remaining(run_dir.parent)):
             return RunState(State.stopped, later[0].kind, attempt=number)
         return RunState(State.done, attempt=number)
+    if jobs := SubmittedJobs.load(run_dir):
+        return _state_in_slurm(run_dir, remaining, jobs, number)
     stage = remaining[0].kind
     owner = Owner.load(run_dir)
     if (owner and owner.is_alive()) or any(attempt.is_alive() for attempt in attempts):
@@ -171,13 +210,68 @@ def read_state(run_dir: Path) -> RunState:
     if (run_dir / CANCELLED_FILE).exists():
         return RunState(State.cancelled, stage, attempt=number, message="asked to stop")
     if ended is None or ended.exit_code == ExitCode.DONE:  # done, but not of what there is now
-        return RunState(
-            State.queued if (run_dir / JOBS_FILE).exists() else State.stopped, stage, attempt=number
-        )
+        return RunState(State.stopped, stage, attempt=number)
     if ended.exit_code is None or ended.exit_code == ExitCode.REQUEUE:
         cause = "" if ended.cause == Cause.STOPPED else ended.cause
         return RunState(State.stopped, stage, cause, number, ended.message)
     return RunState(State.failed, stage, ended.cause, number, ended.message)
+
+
+def _state_in_slurm(run_dir: Path, remaining: list[Stage], submitted: SubmittedJobs, number: int) -> RunState:
+    """State of a run whose stages are jobs of SLURM: of the first one that has still to end."""
+    queue = look(run_dir.parent, submitted.ids.values())
+    jobs = [(stage, queue.get(submitted.ids.get(stage.kind, ""))) for stage in remaining]
+    # An array is done when each of its elements is, which no file tells before they are merged.
+    stage, job = next(((each, job) for each, job in jobs if not job or job.state != "COMPLETED"), jobs[-1])
+    mine = [
+        attempt
+        for attempt in read_attempts(run_dir.parent / stage.run)
+        if attempt.slurm_job_id.partition("_")[0] == submitted.ids.get(stage.kind)
+    ]
+    last = mine[-1] if mine else None
+    if stage.kind == "shards" and mine:  # one that still works, else one that failed
+        last = min(mine, key=lambda each: (each.ended is not None, each.exit_code in (None, ExitCode.DONE)))
+    elif last and last.exit_code in (ExitCode.CRASH, ExitCode.EXHAUSTED, ExitCode.REFUSED):
+        return RunState(State.failed, stage.kind, last.cause, number, last.message)
+    if (run_dir / CANCELLED_FILE).exists() and (job is None or job.is_over or last is None or last.ended):
+        return RunState(State.cancelled, stage.kind, attempt=number, message="asked to stop")
+    is_working = last is not None and last.ended is None
+    if job is None and (queue.error or not queue.time):  # SLURM does not answer; what files tell is the best
+        state = State.running if is_working else State.queued
+        return RunState(state, stage.kind, attempt=number, message=queue.error)
+    if job and not job.is_over:
+        if job.state != "PENDING" or (last and last.ended is None and last.started > queue.time):
+            return RunState(State.running, stage.kind, attempt=number)
+        held = job.reason.startswith("JobHeld")
+        message = f"scontrol release {submitted.ids[stage.kind]}" if held else ""
+        # What it waited for is done, or it would not be the first that is left: only SLURM does not know yet.
+        reason = "" if job.reason in ("None", "Dependency") else job.reason
+        return RunState(State.queued, stage.kind, reason, number, message)
+    return _ended_in_slurm(stage, submitted.ids.get(stage.kind, ""), job, last, number)
+
+
+def _ended_in_slurm(
+    stage: Stage, job_id: str, job: JobState | None, last: Attempt | None, number: int
+) -> RunState:
+    """State of a run whose job has ended, though its stage is not done."""
+    if job and job.reason == NEVER:
+        message = "it waits for a job that has failed or was cancelled, and so for ever"
+        return RunState(State.stopped, stage.kind, job.reason, number, message)
+    if job and job.state == "CANCELLED":
+        return RunState(
+            State.cancelled, stage.kind, attempt=number, message=f"job {job_id} was cancelled in SLURM"
+        )
+    if job and job.state in _CAUSES:
+        message = f"SLURM ended job {job_id}: {job.state}"
+        return RunState(State.stopped, stage.kind, _CAUSES[job.state], number, message)
+    if last and last.exit_code not in (None, ExitCode.REQUEUE, ExitCode.DONE):
+        return RunState(State.failed, stage.kind, last.cause, number, last.message)
+    if job and job.state == "FAILED":
+        return RunState(
+            State.failed, stage.kind, str(Cause.UNKNOWN), number, f"SLURM says that job {job_id} failed"
+        )
+    cause = last.cause if last and last.cause != Cause.STOPPED else ""
+    return RunState(State.stopped, stage.kind, cause, number, last.message if last else "")
 
 
 def _last_of(stage: Stage, runs: Path, since: float) -> Attempt | None:

@@ -7,9 +7,13 @@ command.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pkgutil
 import re
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from launcher.slurm import cancel_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
+_MAX_ELEMENTS = 1000  # of an array: `MaxArraySize` is 1001 where nobody set it
 _ENTRY = "jobs.base:run_slurm_job"
 
 
@@ -45,8 +50,8 @@ class SlurmJob:
         return self.run_dir / "submitit"
 
 
-def slurm_jobs(plan: Plan) -> list[SlurmJob]:
-    """The jobs of the stages that are not done.
+def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJob]:
+    """The jobs of some stages, or of all that are not done.
 
     Raises:
         ConfigError: If a value cannot be put on an #SBATCH line.
@@ -54,11 +59,11 @@ def slurm_jobs(plan: Plan) -> list[SlurmJob]:
     runs = Path(plan.config.paths.runs)
     _refuse_control_characters(plan.config)
     jobs = []
-    for stage in plan.request.stages:
-        if not stage.is_done(runs):
-            kinds = [f"shard:{n}" for n in range(plan.num_shards)] if stage.kind == "shards" else [stage.kind]
-            parameters = _parameters(stage, plan.config.cluster)
-            jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
+    for stage in plan.request.remaining(runs) if stages is None else stages:
+        kinds = _shards(plan) if stage.kind == "shards" else [stage.kind]
+        shards_each = -(-plan.num_shards // len(kinds)) if "/" in kinds[0] else 1
+        parameters = _parameters(stage, plan.config.cluster, shards_each=shards_each)
+        jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
     return jobs
 
 
@@ -78,7 +83,7 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
 
     scripts = []
     for job, depends_on in zip(jobs, [None, *jobs], strict=False):
-        executor = Renderer(job.folder)
+        executor = Renderer(job.folder, python=_python())
         before = f"<{depends_on.stage.kind}>" if depends_on else None
         executor.update_parameters(**job.parameters, **_dependency(before))
         if len(job.kinds) > 1:
@@ -87,8 +92,12 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
     return scripts
 
 
-def submit_slurm(jobs: list[SlurmJob]) -> list[str]:
+def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     """Submit jobs, each after the one before has succeeded; all or none.
+
+    Args:
+        jobs: What to submit.
+        after: Id of the job that the first of them waits for.
 
     Returns:
         SLURM's job ids, one per job; an array has one.
@@ -103,8 +112,8 @@ def submit_slurm(jobs: list[SlurmJob]) -> list[str]:
     ids: list[str] = []
     try:
         for job in jobs:
-            executor = SlurmExecutor(job.folder)
-            executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else None))
+            executor = SlurmExecutor(job.folder, python=_python())
+            executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
             submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
     except (RuntimeError, FileNotFoundError, FailedJobError, FailedSubmissionError) as error:
@@ -117,7 +126,23 @@ def submit_slurm(jobs: list[SlurmJob]) -> list[str]:
     return ids
 
 
-def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
+def _python() -> str:
+    """How submitit starts Python: with signals blocked until the job can answer them."""
+    spec = importlib.util.find_spec("jobs.blocked")
+    assert spec is not None
+    assert spec.origin is not None
+    return shlex.join([sys.executable, "-I", "-S", spec.origin])
+
+
+def _shards(plan: Plan) -> list[str]:
+    """Kinds of the elements of the array: an unfinished shard each, or several where SLURM takes no more."""
+    left = plan.shards_left
+    if len(left) <= _MAX_ELEMENTS:
+        return [f"shard:{number}" for number in left]
+    return [f"shard:{number}/{_MAX_ELEMENTS}" for number in range(_MAX_ELEMENTS)]
+
+
+def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> dict[str, Any]:
     """What one stage asks of SLURM."""
     trains, evaluates = stage.kind == "train", stage.kind == "evaluate"
     is_heavy = trains or evaluates
@@ -131,18 +156,19 @@ def _parameters(stage: Stage, cluster: ClusterConfig) -> dict[str, Any]:
     if trains:
         # A lost node ends neither the allocation nor the other agents.
         extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}
-        srun += ["--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
+        srun += ["--ntasks-per-node=1", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
     asked = {
         **{name: getattr(cluster, name) for name in _TEXTS},
         "mem": f"{math.ceil(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
         "gpus_per_node": gpus,
+        # Of a range of nodes it would make SLURM give the fewest: as many as the tasks it then counts need.
+        "ntasks_per_node": 0 if trains else 1,
     }
     return {
         "job_name": f"univip-{stage.kind}",
         "comment": stage.run,
-        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h)),
+        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h * shards_each)),
         "nodes": cluster.nodes.min if trains else 1,
-        "ntasks_per_node": 1,
         "cpus_per_task": cpus,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism,

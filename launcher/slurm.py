@@ -4,37 +4,118 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from launcher.errors import SlurmUnavailableError
 
 _TIMEOUT_S = 60
+# States of jobs that do not come back by themselves.
+_ENDED = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()  # noqa: SIM905
+)
+NEVER = "DependencyNeverSatisfied"
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What SLURM says of one job; of an array, of the element that has the furthest to go.
+
+    Attributes:
+        state: SLURM's own word, such as PENDING.
+        reason: Why it waits or why it ended, such as Resources; `None` where SLURM has none.
+    """
+
+    state: str
+    reason: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will not run again: ended, or waiting for what cannot come any more."""
+        return self.state in _ENDED or (self.state == "PENDING" and self.reason == NEVER)
+
+
+def queue() -> dict[str, JobState]:
+    """Every job of this user that SLURM knows of, also those that ended in the last minutes, by job id.
+
+    Raises:
+        SlurmUnavailableError: If squeue is missing or does not answer.
+    """
+    return _by_job(_run(["squeue", "--me", "--noheader", "--states=all", "--format=%F|%T|%r"]))
+
+
+def accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """What the accounting knows of jobs, by job id; those that it does not know are left out.
+
+    Raises:
+        SlurmUnavailableError: If sacct is missing or does not answer; many clusters keep no accounts.
+    """
+    what = [
+        "--allocations",
+        "--noheader",
+        "--parsable2",
+        "--format=JobID,State",
+        f"--jobs={','.join(job_ids)}",
+    ]
+    return _by_job(_run(["sacct", *what]))
 
 
 def living_jobs(job_ids: Sequence[str]) -> set[str]:
-    """Those of `job_ids` that SLURM still knows as waiting or running; an array counts as one job.
+    """Those of `job_ids` that wait or run; an array counts as one job.
 
     Raises:
         SlurmUnavailableError: If squeue is missing or does not answer.
     """
     # All of the user's jobs: squeue fails as a whole if one of the ids it is asked for is too old.
-    listed = _run(["squeue", "--me", "--noheader", "--format=%F"])
-    return set(job_ids) & set(listed.split())
+    known = queue()
+    return {job_id for job_id in job_ids if job_id in known and not known[job_id].is_over}
 
 
 def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
-    """Cancel jobs: SIGTERM, and SIGKILL after SLURM's KillWait; or SIGKILL at once.
+    """Cancel jobs: those that wait at once, those that run once they have saved their state.
+
+    Args:
+        job_ids: What to cancel.
+        now: Kill what runs.
 
     Raises:
         SlurmUnavailableError: If scancel is missing or does not answer.
     """
     if now:
         _run(["scancel", "--quiet", "--full", "--signal=KILL", *job_ids])
-    _run(["scancel", "--quiet", *job_ids])
+        _run(["scancel", "--quiet", *job_ids])
+        return
+    _run(["scancel", "--quiet", "--state=PENDING", *job_ids])
+    # Not SIGTERM, after which SLURM kills within `KillWait`: a large state may take longer to write.
+    _run(["scancel", "--quiet", "--state=RUNNING", "--signal=USR2", *job_ids])
+
+
+def _by_job(listed: str) -> dict[str, JobState]:
+    """One state per job, from lines `id|state|reason` of jobs and of elements of arrays."""
+    found: dict[str, JobState] = {}
+    for line in listed.splitlines():
+        job_id, state, reason = [*line.split("|"), ""][:3]
+        job_id = job_id.partition("_")[0]
+        new = JobState(state.split()[0], reason)  # `CANCELLED by 0`, says sacct
+        if job_id not in found or _to_go(new) > _to_go(found[job_id]):
+            found[job_id] = new
+    return found
+
+
+def _to_go(job: JobState) -> int:
+    """Order of states within an array: what runs, what waits, what failed, what is done."""
+    if job.state == "COMPLETED":
+        return 0
+    if job.is_over:
+        return 1
+    return 2 if job.state == "PENDING" else 3
 
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        # `scancel --quiet` fails without a word where a job has ended meanwhile.
+        if done.returncode and (done.stderr or "--quiet" not in command):
+            done.check_returncode()
     except FileNotFoundError as error:
         raise SlurmUnavailableError(
             f"`{command[0]}` must be on the PATH, but is not.", fix="use a login node of the cluster"

@@ -21,16 +21,18 @@ from pathlib import Path
 
 from jobs.attempts import living_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
-from jobs.config import ClusterKind, Config, RunHeader, load, load_header, store, with_site_of
-from jobs.outcomes import read_json, write_json
+from jobs.config import ClusterKind, Config, RunHeader, RunKind, load, load_header, store, with_site_of
+from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.errors import RefusedError
 from launcher.local import start_local
 from launcher.plan import Plan
-from launcher.runs import JOBS_FILE, Owner
+from launcher.queue import forget
+from launcher.runs import JOBS_FILE, Owner, SubmittedJobs
 from launcher.sbatch import slurm_jobs, submit_slurm
 from launcher.slurm import living_jobs
 from univip.checkpoint import layout
+from univip.config import SEARCH
 from univip.errors import ConfigError
 
 _PACKAGES = ("univip", "torch", "torchvision", "opencv-contrib-python-headless", "numpy", "pillow", "pyarrow")
@@ -93,20 +95,68 @@ def submit(plan: Plan, overrides: Sequence[str]) -> Submission:
     return Submission(run_dir, jobs, is_new=True, message="resumed" if is_resumed else "submitted")
 
 
+def make_run(config: Config, header: RunHeader) -> Path:
+    """Make a run directory without starting anything, for boxes that a command makes by itself.
+
+    Raises:
+        ConfigError: If the folder of runs cannot be written.
+        RefusedError: If the run belongs to another user.
+    """
+    runs = Path(config.paths.runs)
+    run_dir = runs / header.id
+    _make_root(runs)
+    with _umask(config.paths.umask):
+        _make(run_dir)
+        with _lock(run_dir):
+            _write_run(run_dir, config, header)
+            write_json(run_dir / "environment.json", _environment())
+    return run_dir
+
+
 def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
     for directory in plan.request.directories(plan.run_dir):
         (directory / CANCELLED_FILE).unlink(missing_ok=True)
     if plan.config.cluster.kind is ClusterKind.local:
         (plan.run_dir / JOBS_FILE).unlink(missing_ok=True)
         return [("local", str(start_local(plan.run_dir, plan.request.id)))]
-    ids = submit_slurm(slurm_jobs(plan))
-    started = [(stage.kind, job_id) for stage, job_id in zip(remaining, ids, strict=True)]
-    document = {
-        "request": plan.request.id,
-        "jobs": [{"stage": kind, "id": job_id} for kind, job_id in started],
-    }
-    write_json(plan.run_dir / JOBS_FILE, document)
-    return started
+    if plan.proposals is None:
+        return _start_in_slurm(plan, remaining, {})
+    boxes = plan.run_dir.parent / plan.proposals.id
+    with _lock(boxes):  # another training on the same photographs may be submitted at the same time
+        return _start_in_slurm(plan, remaining, _boxes_under_way(boxes))
+
+
+def _start_in_slurm(plan: Plan, remaining: list[Stage], under_way: dict[str, str]) -> list[tuple[str, str]]:
+    """Submit the stages, and write down which job does which; in the run of the boxes as well.
+
+    Args:
+        plan: What was asked for.
+        remaining: Its stages that are not done.
+        under_way: Jobs, by stage kind, that make the same boxes already.
+    """
+    run_dir = plan.run_dir
+    others = [stage for stage in remaining if stage.run != run_dir.name and under_way]
+    mine = [stage for stage in remaining if stage not in others]
+    ids = submit_slurm(slurm_jobs(plan, mine), after=under_way.get("merge", ""))
+    forget(run_dir.parent)
+    found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
+    for run in {stage.run for stage, _ in found} | {run_dir.name}:
+        request = Request.load(run_dir.parent / run) or plan.request
+        jobs = [
+            {"stage": stage.kind, "run": stage.run, "id": job_id}
+            for stage, job_id in found
+            if run in (run_dir.name, stage.run)
+        ]
+        write_json(run_dir.parent / run / JOBS_FILE, {"request": request.id, "jobs": jobs})
+    return [(stage.kind, job_id) for stage, job_id in found]
+
+
+def _boxes_under_way(boxes: Path) -> dict[str, str]:
+    """Jobs that make these boxes for another request, by stage kind; none unless they will be merged."""
+    jobs = SubmittedJobs.load(boxes)
+    if jobs is None or "merge" not in jobs.ids or not living_jobs([jobs.ids["merge"]]):
+        return {}
+    return jobs.ids
 
 
 def _busy(run_dir: Path, kind: ClusterKind) -> str:
@@ -120,8 +170,8 @@ def _busy(run_dir: Path, kind: ClusterKind) -> str:
         is_waited_for = kind is ClusterKind.local and living.host == socket.gethostname()
         if not living.slurm_job_id and not is_waited_for:
             return f"already running: attempt {living.number}, process {living.pid} on {living.host}"
-    document = read_json(run_dir / JOBS_FILE)
-    if document and (ids := living_jobs([job["id"] for job in document["jobs"]])):
+    jobs = SubmittedJobs.load(run_dir)
+    if jobs and (ids := living_jobs(jobs.of(run_dir.name))):
         return f"already in SLURM's queue: job {', '.join(sorted(ids))}"
     return ""
 
@@ -182,15 +232,20 @@ def _write_run(run_dir: Path, config: Config, header: RunHeader) -> None:
 
 
 def _refuse_missing_boxes(plan: Plan, overrides: Sequence[str]) -> None:
-    """Training alone builds on boxes that must be there."""
-    if plan.request.command != "train" or not plan.proposals:
+    """Training alone builds on boxes that must be there, and so does everything on imported ones."""
+    boxes = plan.header if plan.header.kind is RunKind.proposals else plan.proposals
+    is_imported = plan.config.proposals.source != SEARCH
+    if boxes is None or not (plan.request.command == "train" or is_imported):
         return
     runs = plan.run_dir.parent
-    if not Stage("merge", plan.proposals.id).is_done(runs):
+    if not Stage("merge", boxes.id).is_done(runs):
+        rest = [word for word in overrides if not word.startswith("proposals.source=")]
+        again = ["proposals", "import", "FILE", *rest] if is_imported else ["submit", "pipeline", *overrides]
         raise RefusedError(
-            f"the boxes of `{plan.proposals.id}` must be made before training, but are not.",
-            where=str(runs / plan.proposals.id),
-            fix=shlex.join(["univip", "submit", "pipeline", *overrides]),
+            f"the boxes of `{boxes.id}` must be {'imported' if is_imported else 'made'} before training, "
+            "but are not.",
+            where=str(runs / boxes.id),
+            fix=shlex.join(["univip", *again]),
         )
 
 

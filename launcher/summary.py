@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jobs.attempts import read_attempts
 from launcher.runs import RunState, State, read_state
-from monitoring.journal import FOLDER, Record, tail_records
+from launcher.shards import ShardProgress, Straggler, finished_shards, journals, shard_progress
+from monitoring.journal import Record, tail_records
 
 # What a person wants to hear about, and how it is told.
 _PROBLEMS = {
     "skip": "skipped data step {data_step}: {reason} in {where}",
+    "spike": "spike at data step {data_step}: {what}",
+    "collapse": "the embeddings collapse: their spread is {embedding_std}, 1 is healthy",
     "rollback": "rolled back to data step {target}: {reason} in {where}",
     "restart": "new round of workers: {cause}",
+    "capsule": "bad data step {data_step} cannot be replayed: {what}",
     "checkpoint": "checkpoint of data step {data_step} could not be written: {what}",
     "corruption": "damaged checkpoint {checkpoint}",
     "image_failed": "unusable image {path}: {reason}",
@@ -31,6 +36,8 @@ class Summary:
         done: Data steps, or images searched while boxes are made.
         target: What `done` will be at the end.
         shards_done: While boxes are made.
+        num_shards: All of them.
+        stragglers: Shards that run far longer than the others took.
         rate: Images per second, of the last minutes.
         eta_s: Seconds until this stage is done.
         counts: Samples so far by what became of them; see the kind `step` of the journal.
@@ -42,6 +49,8 @@ class Summary:
     done: int | None = None
     target: int | None = None
     shards_done: int | None = None
+    num_shards: int | None = None
+    stragglers: list[Straggler] = field(default_factory=list)
     rate: float | None = None
     loss: float | None = None
     terms: dict[str, float] = field(default_factory=dict)
@@ -60,6 +69,8 @@ class Summary:
             "done": self.done,
             "target": self.target,
             "shards_done": self.shards_done,
+            "shards": self.num_shards,
+            "stragglers": [asdict(each) for each in self.stragglers],
             "images_per_s": self.rate,
             "loss": self.loss,
             "terms": self.terms,
@@ -79,7 +90,8 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
     summary = Summary(run_dir.name, state or read_state(run_dir))
     steps: list[Record] = []
     found: list[Record] = []
-    for path in sorted((run_dir / FOLDER).glob("*.jsonl")):
+    finished = finished_shards(run_dir)
+    for path in journals(run_dir, finished):
         records = tail_records(path)
         found += records
         if path.name.endswith("-rank0000.jsonl"):
@@ -89,12 +101,14 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
     if steps:
         _add_training(summary, steps)
     else:
-        _add_proposals(summary, found)
+        _add_proposals(summary, shard_progress(run_dir, finished, found, read_attempts(run_dir)))
     problems = [record for record in found if _is_problem(record)]
     if summary.state.state is State.failed and summary.state.message:
         summary.problem = summary.state.message.splitlines()[0]
     elif problems:
         summary.problem = _PROBLEMS[problems[-1]["kind"]].format_map(_Unknown(problems[-1]))
+    elif summary.stragglers:
+        summary.problem = summary.stragglers[0].words()
     if summary.state.state is not State.running or summary.state.stage == "evaluate":
         summary.rate = summary.eta_s = None
     return summary
@@ -116,20 +130,14 @@ def _add_training(summary: Summary, steps: list[Record]) -> None:
         summary.eta_s = max(0, summary.target - last["data_step"]) / statistics.median(pace)
 
 
-def _add_proposals(summary: Summary, records: list[Record]) -> None:
-    shards = {record["shard"]: record for record in records if record["kind"] == "proposals"}
-    sizes = [record["num_images"] for record in records if "num_images" in record]
-    if not shards or not sizes:
+def _add_proposals(summary: Summary, progress: ShardProgress | None) -> None:
+    if progress is None:
         return
-    summary.done, summary.target = sum(record["images_done"] for record in shards.values()), sizes[-1]
-    finished = {
-        record["shard"] for record in records if record["kind"] == "shard" and record["state"] == "done"
-    }
-    summary.shards_done = len(finished)
-    searching = [float(record["time"]) for record in records if record["kind"] in ("shard", "proposals")]
-    if searching[-1] > searching[0] and summary.done:
-        summary.rate = summary.done / (searching[-1] - searching[0])
-        summary.eta_s = (summary.target - summary.done) / summary.rate
+    summary.done, summary.target = progress.images_done, progress.num_images
+    summary.shards_done, summary.num_shards = progress.finished, progress.num_shards
+    summary.stragglers, summary.rate = progress.stragglers, progress.rate
+    if progress.rate:
+        summary.eta_s = (progress.num_images - progress.images_done) / progress.rate
 
 
 def _rates(records: list[Record], name: str) -> Iterable[float]:

@@ -17,7 +17,10 @@ STAGES = ("proposals", "train", "evaluate")
 TERMS = ("scene", "scene_instance", "instance")
 PHASES = ("data", "augment", "forward", "backward", "reduce", "optimizer", "checkpoint", "observe")
 IMAGE_REASONS = ("missing", "unreadable", "corrupt", "too_large", "unsupported", "size_mismatch")
+SEARCH_REASONS = (*IMAGE_REASONS, "crashed", "timed_out")
 FAULT_PLACES = ("state", "loss", "gradient")
+SPIKE_PLACES = ("loss", "gradient")
+ROLLBACK_REASONS = ("nonfinite", "repeated_skips", "spike", "replicas_differ")
 TOTALS = "totals"  # the kind that readers of records never see: it repeats what others said
 # fmt: off
 RESTART_CAUSES = (
@@ -71,11 +74,13 @@ KINDS = (
         "gradient_norm": "Global L2 norm.",
         "gradient_norm_min": "Least since the record before.",
         "gradient_norm_max": "Greatest since the record before.",
+        "calm": "Whether it was computed in fp32 with the gradient clipped, after a repeated rollback.",
         "images": "Trained on by all ranks, recomputed ones included; counts over the run.",
         "steps": "Optimizer steps applied, recomputed ones included; counts over the run.",
         "seconds": "Wall time in the step loop; counts over the run.",
         "phases{}": "Seconds of rank 0 by phase, counted over the run; keys are PHASES.",
-        "statistics{}": "embedding_std_online, embedding_std_target, sinkhorn_residual.",
+        "statistics{}": "embedding_std_online, embedding_std_target, sinkhorn_residual, norm_parameters, "
+                        "norm_buffers.",
         "counts{}": "Samples over the run: images, too_small, fallback, substituted_<reason>, and others.",
         "target": "Data step at which the run ends.",
         "micro_batches": "Micro-batches per rank and step.",
@@ -95,10 +100,30 @@ KINDS = (
         "target": "Data step of that checkpoint.",
         "window_start": "First data step that is jumped over from now on.",
         "window_stop": "First data step after that window.",
+        "calm_steps": "Data steps after the target that are computed calmly; 0 for a first rollback.",
         "steps_discarded": "Data steps whose work is lost.",
         "abandoned": "Checkpoints put aside.",
     }),
-    Kind("restart", "A new round follows one that failed.", {
+    Kind("stall", "A rank takes far longer than usual, and the others wait for it.", {
+        "phase": "One of PHASES.",
+        "seconds": "In that phase so far.",
+    }),
+    Kind("spike", "A loss or gradient norm was far above the usual; the step was applied.", {
+        "where": "One of SPIKE_PLACES.",
+        "what": "In words: the value, the usual one, the limit.",
+    }),
+    Kind("collapse", "The embeddings have been near one point for a stretch; once per stretch.", {
+        "embedding_std": "Their spread now; 1 is healthy, 0 is collapse.",
+    }),
+    Kind("sample_log", "The sample log could not be written; its lines wait for the next checkpoint.", {
+        "what": "The error.",
+    }),
+    Kind("capsule", "What is needed to compute a bad step again was to be kept.", {
+        "capsule": "Its name, for `univip replay`.",
+        "outcome": "success, failure or over_budget.",
+        "what": "Why not, in words.",
+    }),
+    Kind("restart", "A new round or attempt follows one that ended too early.", {
         "cause": "One of RESTART_CAUSES.",
         "message": "In words.",
     }),
@@ -124,14 +149,14 @@ KINDS = (
     Kind("image_failed", "A photograph could not be used; the run went on without it.", {
         "image_id": "Its id.",
         "path": "Relative to the data root.",
-        "reason": "One of IMAGE_REASONS.",
+        "reason": "One of SEARCH_REASONS.",
     }),
     Kind("proposals", "Progress of one shard; every few seconds and at its end.", {
         "shard": "Number of the shard.",
         "images_done": "Images finished, failed ones included; counts over the shard.",
         "images": "Images of the shard.",
         "boxes": "Raw boxes found; counts over the shard.",
-        "failed{}": "Failed images by reason, counted over the shard; keys are IMAGE_REASONS.",
+        "failed{}": "Failed images by reason, counted over the shard; keys are SEARCH_REASONS.",
     }),
     Kind("shard", "A shard changed its state.", {
         "shard": "Number of the shard.",
@@ -177,7 +202,7 @@ class Metric:
         path: Field of the record; a dot leads into an object; `*` stands for any key or rest of a key.
         labels: Names, with the values known beforehand, which a counter shows from its start. The last label
             is what `*` stands for or, of a state, the state; the others are fields.
-        when: Field and value that a record must have to count.
+        when: Field, and the values of which a record must have one to count.
         per: Field that tells sources apart; what each of them gives is added up.
         every_rank: Whether ranks other than 0 count; else their records are repetitions.
     """
@@ -189,7 +214,7 @@ class Metric:
     path: str
     help: str
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    when: tuple[str, str] | None = None
+    when: tuple[str, ...] | None = None
     per: str = ""
     every_rank: bool = False
 
@@ -236,6 +261,8 @@ METRICS = (
            {"term": TERMS}),
     Metric("univip_train_gradient_norm", "1", ("step",), "last", "gradient_norm",
            "Global L2 norm of the gradients."),
+    Metric("univip_train_state_norm", "1", ("step",), "last", "statistics.norm_*",
+           "L2 norm of the online side's state.", {"part": ("parameters", "buffers")}),
     Metric("univip_train_learning_rate", "1", ("step",), "last", "lr", "Learning rate."),
     Metric("univip_train_ema_momentum", "1", ("step",), "last", "momentum",
            "Momentum of the target network."),
@@ -249,7 +276,7 @@ METRICS = (
     Metric("univip_train_phase_seconds_total", "seconds", ("step",), "largest", "phases.*",
            "Time of rank 0 in each phase of the step.", {"phase": PHASES}),
     Metric("univip_data_decode_errors_total", "images", ("image_failed",), "count", "",
-           "Times a photograph could not be used.", {"reason": IMAGE_REASONS}, every_rank=True),
+           "Times a photograph could not be used.", {"reason": SEARCH_REASONS}, every_rank=True),
     Metric("univip_data_substituted_samples_total", "images", ("step",), "largest", "counts.substituted_*",
            "Samples whose photograph could not be used and was replaced by another one.",
            {"reason": IMAGE_REASONS}),
@@ -280,19 +307,29 @@ METRICS = (
     Metric("univip_checkpoint_corruptions_total", "checkpoints", ("corruption",), "count", "",
            "Checkpoints refused as damaged."),
     Metric("univip_fault_nonfinite_total", "steps", ("skip", "rollback"), "count", "",
-           "Data steps in which a value was not finite on any rank.", {"where": FAULT_PLACES}),
+           "Data steps in which a value was not finite on any rank.", {"where": FAULT_PLACES},
+           when=("reason", "nonfinite", "repeated_skips")),
+    Metric("univip_fault_spikes_total", "steps", ("spike",), "count", "",
+           "Steps applied although a value was far above the usual.", {"where": SPIKE_PLACES}),
+    Metric("univip_fault_collapses_total", "stretches", ("collapse",), "count", "",
+           "Stretches of steps with all embeddings near one point."),
+    Metric("univip_fault_capsules_total", "capsules", ("capsule",), "count", "",
+           "Bad steps kept for `univip replay`, or not.",
+           {"outcome": ("success", "failure", "over_budget")}),
     Metric("univip_fault_skipped_steps_total", "steps", ("skip",), "count", "",
            "Data steps that changed nothing.", {"reason": ("nonfinite",)}),
     Metric("univip_fault_rollbacks_total", "rollbacks", ("rollback",), "count", "",
-           "Rollbacks to a healthy checkpoint.", {"reason": ("nonfinite", "repeated_skips")}),
+           "Rollbacks to a healthy checkpoint.", {"reason": ROLLBACK_REASONS}),
     Metric("univip_fault_rolled_back_steps_total", "steps", ("rollback",), "sum", "steps_discarded",
            "Data steps discarded by rollbacks."),
+    Metric("univip_fault_stalls_total", "stalls", ("stall",), "count", "",
+           "Times a rank held the others up for far longer than usual.", {"phase": PHASES}),
     Metric("univip_fault_restarts_total", "restarts", ("restart",), "count", "",
-           "New rounds after a failed one.", {"cause": RESTART_CAUSES}),
+           "New rounds and attempts after one that ended too early.", {"cause": RESTART_CAUSES}),
     Metric("univip_proposals_images_total", "images", ("proposals",), "largest", "images_done",
            "Images searched, failed ones included.", per="shard"),
     Metric("univip_proposals_failed_images_total", "images", ("proposals",), "largest", "failed.*",
-           "Images without proposals, because they could not be used.", {"reason": IMAGE_REASONS},
+           "Images without proposals, because they could not be used.", {"reason": SEARCH_REASONS},
            per="shard"),
     Metric("univip_proposals_boxes_total", "boxes", ("proposals",), "largest", "boxes", "Raw boxes found.",
            per="shard"),

@@ -50,7 +50,7 @@ class RunSeries:
         for metric, path in _SOURCES.get(record["kind"], ()):
             if not metric.every_rank and record.get("rank") not in (0, None):
                 continue
-            if metric.when is not None and record.get(metric.when[0]) != metric.when[1]:
+            if metric.when is not None and record.get(metric.when[0]) not in metric.when[1:]:
                 continue
             source = _text(record.get(metric.per)) if metric.per else ""
             if metric.type == "info":

@@ -6,6 +6,7 @@ old content or the new one. Who may read the file is decided by the umask, as fo
 
 from __future__ import annotations
 
+import glob
 import os
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` left that were killed; only its one writer may ask for that."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+SEARCH = "search"  # of the photographs: where boxes come from unless they are imported
 MISSING = "???"  # OmegaConf's mark for a value the user must give
 
 
@@ -33,6 +34,13 @@ class SearchMode(StrEnum):
     single = "single"
     fast = "fast"
     quality = "quality"
+
+
+class SearchEngine(StrEnum):
+    """`fast`: our own selective search. `opencv`: the reference; the same boxes in another order."""
+
+    fast = "fast"
+    opencv = "opencv"
 
 
 class MinSizePolicy(StrEnum):
@@ -104,14 +112,18 @@ class DataConfig:
 class ProposalsConfig:
     """Selective search and the two filtered lists (ORL's stage 2, without its topN)."""
 
+    source: str = SEARCH  # or what `univip proposals import` calls the files it has read
     mode: SearchMode = SearchMode.fast
+    engine: SearchEngine = SearchEngine.fast
     min_sizes: list[int] = field(
         default_factory=lambda: [64, 96]
     )  # px; each list is filtered from the raw boxes
     max_ratio: float = 3.0
     max_iou: float = 0.5
-    shard_images: int = site(200)
+    shard_minutes: float = site(10.0)  # about how long a shard takes
+    shard_images: int = site(5000)  # of one shard at most, about: their boxes are held in memory
     processes: int = site(0)  # searching processes per shard; 0 = one per core
+    image_timeout_s: float = site(600.0)  # after which an image is given up; large ones have longer
 
 
 @dataclass(frozen=True)
@@ -187,13 +199,31 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ResilienceConfig:
-    """The guard's limits. A person looks when `max_rollbacks` is spent."""
+    """The guard's limits, set so that a sound run never meets one. A person looks when a budget is spent.
+
+    The ladder: skip the batch; go back and jump over what led there; where that does not last for
+    `calm_steps`, go back further and be calm (fp32, gradients clipped to their usual norm) for as long; stop.
+    """
 
     healthy_after_steps: int = 50  # good steps before a checkpoint is a rollback target
-    max_consecutive_skips: int = 5  # then the state itself is suspected: roll back
+    max_consecutive_skips: int = 5  # one bad photograph costs one skip; more in a row: suspect the state
+    # Twice what a persistent spike needs and more, so that the median stays with the steps before it; short
+    # beside warm-up and schedule, whose slopes must not look like spikes.
+    spike_window: int = 128  # data steps
+    # Gradient norms are heavy-tailed, a long way from normal: at 8 one step in thousands is recorded, ...
+    spike_threshold: float = 8.0  # standard deviations, by median and median deviation
+    max_consecutive_spikes: int = 16  # ... but so many of them in a row are no chance
     skip_window_steps: int = 8  # data steps before the fault that a rollback jumps over
     max_rollbacks: int = site(5)  # of the whole run
+    max_calm_rollbacks: int = site(2)  # of these
+    calm_steps: int = 500  # data steps; trouble again within as many is the same trouble
+    collapse_std: float = site(0.05)  # embedding spread, 1 is healthy and 0 is collapse; only warns
+    collapse_after_steps: int = site(200)  # data steps below it, before it warns
+    # The most that a bit flipped in the memory of one rank can cost; besides, before every checkpoint.
+    replica_check_every: int = 50  # steps
+    max_capsules: int = site(10)  # of the whole run; each may keep one checkpoint from being deleted
     max_restarts: int = site(3)  # rounds in a row that end without a new checkpoint
+    hang_timeout_s: float = site(180.0)  # without progress of a rank for which the others wait
     collective_timeout_s: float = site(300.0)
 
 

@@ -32,7 +32,7 @@ class LossTerms(NamedTuple):
     """Losses per image, so that any split of a batch adds up to the same mean."""
 
     total: Tensor  # [n], carries the gradient
-    terms: dict[str, Tensor]  # each [n], detached, unweighted, scaled by cosine_scale
+    terms: dict[str, Tensor]  # each [n], unweighted, scaled by cosine_scale; `total` is their sum
     statistics: dict[str, Tensor]  # scalars, detached
 
 

@@ -9,26 +9,51 @@ from pathlib import Path
 
 import click
 
-# Benchmark -> entry point, by name: running one may load torch. Each takes a folder.
-_BENCHMARKS = {"step": "jobs.bench:step", "exporter": "monitoring.bench:exporter"}
-_NEEDS_PHOTOGRAPHS = {"step"}
+# Benchmark -> entry point, by name: running one loads torch or OpenCV.
+_BENCHMARKS = {
+    "step": "jobs.bench:step",
+    "proposals": "jobs.bench_proposals:proposals",
+    "filter": "jobs.bench_filter:filter_",
+    "checkpoint": "jobs.bench_checkpoint:checkpoint",
+    "exporter": "monitoring.bench:exporter",
+}
+_ON_FOLDERS = ("checkpoint", "exporter")  # the others look at photographs
 
 
 @click.command()
 @click.argument("name", metavar="NAME", type=click.Choice(list(_BENCHMARKS)))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def command(name: str, as_json: bool) -> None:
-    """Measure one part on one core, against a reference measured beside it: about half a minute.
+def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure one part on one core, against a reference measured in turn with it.
 
-    NAME is step: the whole training path, against the bare network on ready-made tensors; or exporter: the
-    first scrape of 1,000 runs, against reading every line of one (3 GB in the folder for temporary files).
+    NAME is step: the whole training path, against the bare network on ready-made tensors; proposals:
+    selective search, against OpenCV's; filter: both filtered lists of boxes, against one box at a time in
+    Python; checkpoint: time that saves block the training loop, against torch.save in the loop; or exporter:
+    the first scrape of 1,000 runs, against reading every line of one.
+
+    Photographs are those that come with scikit-image; for proposals also your own: `data=coco data.root=...
+    data.split=... proposals.mode=...`. Checkpoints (2 GB) and journals (3 GB) are written below TMPDIR.
     """
     from launcher import render
-    from launcher.demo_data import make_demo_data
+    from launcher.demo_data import copy_photographs, make_demo_data
 
+    measure = pkgutil.resolve_name(_BENCHMARKS[name])
     with tempfile.TemporaryDirectory(prefix="univip-bench-") as folder:
-        data = make_demo_data(Path(folder) / "photographs") if name in _NEEDS_PHOTOGRAPHS else Path(folder)
-        result = pkgutil.resolve_name(_BENCHMARKS[name])(data)
+        photographs = Path(folder) / "photographs"
+        if name != "proposals" and overrides:
+            raise click.UsageError(f"`univip bench {name}` takes no options: its sizes are fixed.")
+        if name in _ON_FOLDERS:
+            result = measure(Path(folder))
+        elif name != "proposals":
+            result = measure(make_demo_data(photographs))
+        else:
+            from jobs.compose import compose
+
+            if not any(each.startswith("data.root=") for each in overrides):
+                copy_photographs(photographs)
+                overrides = ("data=folder", f"data.root={photographs}", *overrides)
+            result = measure(compose(overrides))
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -36,8 +61,8 @@ def command(name: str, as_json: bool) -> None:
     render.fact_table(
         f"univip bench {name}",
         [
-            ("value", f"{result['value']:.1f} {unit}"),
-            ("reference", f"{result['reference']:.1f} {unit}, {result['reference_name']}"),
+            ("value", f"{result['value']:.4g} {unit}"),
+            ("reference", f"{result['reference']:.4g} {unit}, {result['reference_name']}"),
             ("ratio", f"{result['ratio']:.3f}, {result['better']} is better"),
             *((key.replace("_", " "), _text(detail)) for key, detail in result["details"].items()),
         ],

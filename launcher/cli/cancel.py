@@ -9,31 +9,36 @@ from pathlib import Path
 
 import click
 
+from jobs.requests import CANCELLED_FILE
+from launcher.cli import completing
 from launcher.errors import RefusedError
-from launcher.runs import JOBS_FILE, Owner, find_run, what_next
+from launcher.runs import Owner, SubmittedJobs, all_runs, find_run, read_state, what_next
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.option("--now", is_flag=True, help="Kill it; what it did since the last checkpoint is lost.")
 def command(run: str, now: bool) -> None:
     """Stop a run: it writes a checkpoint first, and `univip resume` goes on from there."""
     from jobs.attempts import living_attempts
-    from jobs.outcomes import read_json
-    from jobs.requests import CANCELLED_FILE, Request
 
     run_dir = find_run(run)
     owner = Owner.load(run_dir)
     if owner and owner.is_alive():
         _signal(run_dir, owner.pid, owner.host, signal.SIGINT if now else signal.SIGTERM)
-    elif document := read_json(run_dir / JOBS_FILE):
+    elif jobs := SubmittedJobs.load(run_dir):
+        from launcher.queue import forget
         from launcher.slurm import cancel_jobs
 
-        request = Request.load(run_dir)
+        shared = _wanted_by_others(run_dir, jobs)
         # So that a job that saves its state does not queue itself again.
-        for directory in request.directories(run_dir) if request else [run_dir]:
-            (directory / CANCELLED_FILE).touch()
-        cancel_jobs([job["id"] for job in document["jobs"]], now=now)
+        for run, ids in {run: set(jobs.of(run)) for run in jobs.runs.values()}.items():
+            if ids - shared:
+                (run_dir.parent / run / CANCELLED_FILE).touch()
+            else:
+                click.echo(f"the boxes of {run} are made for other runs as well; that goes on", err=True)
+        cancel_jobs(sorted(set(jobs.ids.values()) - shared), now=now)
+        forget(run_dir.parent)
     elif living := living_attempts(run_dir):
         # Its supervisor died.
         for attempt in living:
@@ -42,6 +47,19 @@ def command(run: str, now: bool) -> None:
         click.echo(f"run {run_dir.name} is not running", err=True)
         return
     click.echo(f"asked run {run_dir.name} to stop\n{what_next(run_dir, 'resume RUN')}", err=True)
+
+
+def _wanted_by_others(run_dir: Path, jobs: SubmittedJobs) -> set[str]:
+    """Those of a run's jobs that another living run waits for: boxes of the same photographs."""
+    shared = set(jobs.ids.values()) - set(jobs.of(run_dir.name))
+    wanted: set[str] = set()
+    for other in all_runs(run_dir.parent) if shared else []:
+        theirs = SubmittedJobs.load(other) if other != run_dir else None
+        if theirs and theirs.of(other.name) and not (other / CANCELLED_FILE).exists():
+            is_boxes = shared.issuperset(theirs.of(other.name))
+            if not is_boxes and not read_state(other).is_over():
+                wanted |= shared.intersection(theirs.ids.values())
+    return wanted
 
 
 def _signal(run_dir: Path, pid: int, host: str, number: signal.Signals) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from launcher.cli import completing
+
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 def command(run: str) -> None:
     """Print one SHA-256 over names, shapes and bytes of the last checkpoint's tensors."""
     from launcher.checkpoints import find_checkpoint

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from launcher.cli import completing
+
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.option(
     "--names",
     type=click.Choice(["torchvision", "timm", "detectron2"]),

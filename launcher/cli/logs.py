@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from launcher.cli import completing
+
 _POLL_S = 0.5
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is printed next, until the run is over.")
 @click.option("--rank", type=click.IntRange(0), help="Only what this rank printed.")
 @click.option(

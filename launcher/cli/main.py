@@ -27,11 +27,17 @@ _VERBS = {
     "show": "Everything about one run.",
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
+    "supervise": "Submit runs again that SLURM gave up on.",
+    "dash": "Runs, curves and faults in a browser.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
+    "audit": "Was every sample seen exactly once in each epoch?",
     "export": "The backbone's weights, for torchvision, timm or detectron2.",
+    "report": "Curves, faults, results and configuration of a run in one file.",
     "digest": "SHA-256 over the last checkpoint's tensors.",
+    "replay": "Compute a bad step again and name what went wrong in it.",
     "proposals": "Look at boxes, and at samples made with them.",
     "bench": "How fast this version is on one core.",
+    "completion": "Complete verbs, runs and keys in the shell.",
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from launcher.cli import completing
+
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.option("--wait", is_flag=True, help="Follow to the end; exit 0 only if every stage is done.")
 def command(run: str, wait: bool) -> None:
     """Go on with a run that stopped, failed or was cancelled; finished stages are kept."""

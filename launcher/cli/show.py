@@ -9,12 +9,15 @@ from typing import Any
 
 import click
 
-_NAMES = 10  # of unusable photographs
+from launcher.cli import completing
+
+_NAMES = 10  # of unusable photographs, and of stragglers
+_ATTEMPTS = 20  # the newest, and as many others that did not end well
 _LOST = "substituted_"  # and the reason: how the journal counts samples of lost photographs
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=completing.runs)
 @click.argument("what", type=click.Choice(["facts", "config", "journal"]), default="facts")
 def command(run: str, what: str) -> None:
     """Show a run: its facts, the configuration it was started with, or every record of its journal."""
@@ -35,7 +38,7 @@ def command(run: str, what: str) -> None:
 
 def _facts(run_dir: Path) -> None:
     from jobs.attempts import read_attempts
-    from jobs.outcomes import read_json
+    from jobs.outcomes import ExitCode, read_json
     from jobs.requests import Request
     from launcher import render
     from launcher.summary import summarise
@@ -49,6 +52,7 @@ def _facts(run_dir: Path) -> None:
     ]
     if summary.done is not None:
         rows.append(("progress", render.progress_line(summary)))
+    rows += [("straggler", each.words()) for each in summary.stragglers[:_NAMES]]
     if state.message:
         rows.append(("why", state.message))
     if summary.problem and summary.problem not in state.message:
@@ -60,11 +64,20 @@ def _facts(run_dir: Path) -> None:
     for stage in [stage for each in requests for stage in each.stages]:
         is_done = "done" if stage.is_done(run_dir.parent) else "to do"
         rows.append(("stage", f"{stage.kind} of {stage.run}: {is_done}"))
-    for attempt in read_attempts(run_dir):
-        end = "runs" if attempt.is_alive() else attempt.cause or "ended without a word"
+    attempts = read_attempts(run_dir)
+    # Of an array: what did not end well, and the newest.
+    told = [each for each in attempts[:-_ATTEMPTS] if each.exit_code != ExitCode.DONE][-_ATTEMPTS:]
+    told += attempts[-_ATTEMPTS:]
+    if len(told) < len(attempts):
+        rows.append(("attempts", f"{len(attempts):,}; {len(attempts) - len(told):,} are not shown"))
+    for attempt in told:
+        # Of an owner on another host only the state of the run tells.
+        is_running = attempt.is_alive() and not state.is_over()
+        end = "runs" if is_running else attempt.cause or "ended without a word"
         took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
         rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))
+    rows += _anomalies(run_dir)
     results = read_json(run_dir / "results" / "evaluate.json")
     for name, value in (results or {}).items():
         rows.append((name.replace("_", " "), _value(value)))
@@ -79,6 +92,18 @@ def _unusable(run_dirs: set[Path]) -> Iterator[tuple[str, str]]:
         for reason, names in (read_json(path) or {}).get("failed", {}).items():
             rest = f" and others: {path}" if len(names) > _NAMES else ""
             yield "unusable", f"{len(names):,} {reason}: {', '.join(names[:_NAMES])}{rest}"
+
+
+def _anomalies(run_dir: Path) -> Iterator[tuple[str, str]]:
+    """Bad steps that can be computed again, and how."""
+    from jobs.outcomes import read_json
+    from univip.resilience.anomaly import FILE_NAME, FOLDER
+
+    for path in sorted((run_dir / FOLDER).glob(f"*/{FILE_NAME}")):
+        if capsule := read_json(path):
+            step, what = capsule["data_step"], capsule["what"]
+            again = f"univip replay {run_dir.name} {path.parent.name}"
+            yield "anomaly", f"{capsule['verdict']} at data step {step}, {what}: {again}"
 
 
 def _samples(counts: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.cli import completing
 from launcher.errors import FAILED
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("what", type=click.Choice(["proposals", "train", "evaluate", "pipeline"]))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...")
+@click.argument(
+    "overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...", shell_complete=completing.overrides
+)
 @click.option("--dry-run", is_flag=True, help="Print configuration, plan and sbatch scripts; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"run", "run_dir", "jobs"}.')
 @click.option("--wait", is_flag=True, help="Follow to the end; exit 0 only if every stage is done.")

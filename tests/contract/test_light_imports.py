@@ -13,7 +13,7 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.requests import Request, stages_of
 from univip.config import DataConfig
 
-HEAVY = ["torch", "torchvision", "cv2", "pyarrow"]
+HEAVY = ["torch", "torchvision", "cv2", "numba", "pyarrow"]
 CONFIGURATION = ["hydra", "omegaconf"]
 PROGRAM = """
 import json, sys
@@ -49,6 +49,7 @@ def loaded(arguments: list[str], runs: Path, names: list[str]) -> tuple[int, lis
         ["--help"],
         ["submit", "--help"],
         ["demo", "--help"],
+        ["proposals", "import", "--help"],
         ["status"],
         ["status", "--json"],
         ["logs", "@last"],

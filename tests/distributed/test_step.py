@@ -21,11 +21,13 @@ from univip.config import (
     OptimConfig,
     OptimizerName,
     Precision,
+    ResilienceConfig,
     ViewsConfig,
 )
 from univip.data.plan import micro_batches
 from univip.engine.distributed import Group
 from univip.engine.phases import PhaseClock
+from univip.engine.sample_log import Marks
 from univip.engine.state import TrainState
 from univip.engine.step import GradientBuffer, StepSettings, train_step
 from univip.methods.build import make_method
@@ -61,7 +63,7 @@ def train(
     method.online.double()
     method.target.double()
     config = OptimConfig(name=optimizer, exclude_bias_and_norm=optimizer is OptimizerName.lars)
-    state = TrainState(method, make_optimizer(config, method.online), Guard(5))
+    state = TrainState(method, make_optimizer(config, method.online), Guard(ResilienceConfig()))
     shares = micro_batches(IMAGES, size, IMAGES)[rank]
     verdicts = []
     for data_step in range(STEPS):
@@ -75,11 +77,13 @@ def train(
             learning_rate=0.1,
             momentum=0.9,
             counts={"images": sum(stop - start for start, stop in shares)},
+            marks=Marks(2**64 - 1, rank),
             stop_requested=rank == size - 1,
             clock=PhaseClock(),
         )
         verdicts.append(report.judgement.verdict)
         assert report.counts == {"images": IMAGES}
+        assert report.marks == Marks(2**64 - size, sum(range(size)))
         assert report.stop_requested
     return state.tensors(), verdicts
 

@@ -23,6 +23,7 @@ import PIL.Image
 import pytest
 
 from jobs import proposals
+from jobs.audit import audit
 from jobs.compose import compose
 from jobs.config import RunHeader, RunKind, store
 from monitoring import journal
@@ -60,6 +61,14 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    def lost(self) -> list[int]:
+        """Data steps that were left out by decision; every other one was applied once, as planned."""
+        found = audit(self.directory)
+        assert found["is_proved"], found
+        lost = [step for each in found["lost"] for step in range(each["start"], each["stop"])]
+        assert found["applied"] == TARGET - len(lost)
+        return lost
 
     def digest(self) -> str:
         assert layout.data_steps(self.checkpoints)[-1] == TARGET
@@ -128,7 +137,7 @@ class Job:
             code = self.process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             pytest.fail(f"the job did not end: {self.stderr}\n{self._logs()}")
-        self.until(lambda: not self.processes(), "the last process to end", timeout_s=5)
+        self.until(lambda: not self.processes(), "the last process to end", timeout_s=20)
         return code
 
     def kill(self) -> None:
@@ -184,7 +193,7 @@ class Runs:
         self.header = RunHeader(
             id="", kind=RunKind.train, fingerprint=index.fingerprint, num_images=len(index), proposals="boxes"
         )
-        self._digests: dict[tuple[int, str], Run] = {}
+        self._digests: dict[tuple[object, ...], Run] = {}
 
     def new(self, name: str, *, workers: int, overrides: Sequence[str] = ()) -> Run:
         """A run that was submitted and not started."""
@@ -197,17 +206,18 @@ class Runs:
         )
         return run
 
-    def undisturbed(self, workers: int, *, plant: str = "") -> Run:
+    def undisturbed(self, workers: int, *, plant: str = "", overrides: Sequence[str] = ()) -> Run:
         """A run from start to end without a kill, made once."""
-        if (workers, plant) not in self._digests:
-            run = self.new("undisturbed", workers=workers)
+        key = (workers, plant, *overrides)
+        if key not in self._digests:
+            run = self.new("undisturbed", workers=workers, overrides=overrides)
             job = Job(run, plant=plant)
             try:
                 assert job.wait() == 0, job.stderr
             finally:
                 job.kill()
-            self._digests[workers, plant] = run
-        return self._digests[workers, plant]
+            self._digests[key] = run
+        return self._digests[key]
 
     def _overrides(self, workers: int) -> list[str]:
         return [

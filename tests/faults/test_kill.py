@@ -59,6 +59,19 @@ def test_a_killed_rank_is_replaced_and_the_digest_stays(runs: Runs, start: START
 
 
 @pytest.mark.slow
+def test_a_rank_that_stands_still_is_replaced(runs: Runs, start: START) -> None:
+    run = runs.new("stopped", workers=2, overrides=["resilience.collective_timeout_s=4"])
+    draws = random.Random(0)
+    job = start(run)
+    let_pass(job, 7, draws)
+    os.kill(job.ranks()[1], signal.SIGSTOP)
+
+    assert job.wait() == 0, job.stderr
+    assert run.digest() == runs.undisturbed(2).digest()
+    assert [record["cause"] for record in run.records("restart")] == ["hang"]
+
+
+@pytest.mark.slow
 @WORLDS
 def test_any_rank_may_be_killed_again_and_again(runs: Runs, start: START, workers: int) -> None:
     run = runs.new("ranks", workers=workers)
@@ -70,6 +83,7 @@ def test_any_rank_may_be_killed_again_and_again(runs: Runs, start: START, worker
 
     assert job.wait() == 0, job.stderr
     assert run.digest() == runs.undisturbed(workers).digest()
+    assert run.lost() == []
     assert {record["cause"] for record in run.records("restart")} == {"killed"}
 
 
@@ -98,6 +112,7 @@ def test_a_kill_during_a_checkpoint_write_leaves_only_whole_checkpoints(
     assert cut_off > 0
     assert job.wait() == 0, job.stderr
     assert run.digest() == runs.undisturbed(workers).digest()
+    assert run.lost() == []
     assert not unfinished()
 
 
@@ -143,6 +158,7 @@ def test_a_killed_agent_takes_its_workers_along_and_the_next_attempt_goes_on(
     job = start(run)
     assert job.wait() == 0, job.stderr
     assert run.digest() == runs.undisturbed(workers).digest()
+    assert run.lost() == []
     assert [record["attempt"] for record in run.records("restore")] == [2] * workers + [3] * workers
 
 

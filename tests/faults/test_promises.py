@@ -44,6 +44,8 @@ def test_a_planted_nan_and_a_planted_kill_cost_one_rollback_and_one_restart(runs
     assert run.digest() != runs.undisturbed(2).digest()
     assert [record["at"] for record in run.ledger("rollback")] == [8]
     assert [record["cause"] for record in run.records("restart")] == ["killed"]
+    begin, end = run.ledger("rollback")[0]["window"]
+    assert run.lost() == list(range(begin, end))
 
 
 def test_a_second_process_on_the_same_run_is_refused_and_the_first_goes_on(runs: Runs, start: START) -> None:

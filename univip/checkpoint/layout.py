@@ -5,6 +5,7 @@
         state.safetensors      every tensor of the training state
         manifest.json          facts, for each file its size, SHA-256 and tensors; its own SHA-256; constant
         HEALTHY                added once enough good steps followed; only then a rollback may return here
+        PINNED                 added while something else needs it, which it names; it is then never pruned
       latest                   text file with the name of the newest
       abandoned/<why>/...      the future a rollback turned away from, and damaged checkpoints
       .tmp-*                   a write in progress or cut off; never read
@@ -28,11 +29,12 @@ FORMAT = 1
 TENSORS = "state.safetensors"
 MANIFEST = "manifest.json"
 HEALTHY = "HEALTHY"
+PINNED = "PINNED"
 LATEST = "latest"
 ABANDONED = "abandoned"
 TEMPORARY_PREFIX = ".tmp-"
 _NAME = re.compile(r"step-(\d{9,})")
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 24  # after each, a thread may have to wait for the interpreter
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,9 @@ class CheckpointManager:
             0,
             0.0,
         )  # data step and Unix time of the newest durable checkpoint of this process
+        self._host: dict[str, Tensor] = {}  # what is written, by name; kept, as fresh memory is slow to touch
+        self.unfit: set[int] = set()  # data steps of checkpoints that can never become healthy
+        self._pruning = threading.Lock()  # the writing thread prunes
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -143,7 +146,7 @@ class CheckpointManager:
                 )
             else:
                 return Found(data_step, passed_over)
-        if passed_over:
+        if passed_over and at_most is None:
             raise CheckpointError(
                 f"every checkpoint is damaged: {', '.join(layout.name_of(step) for step in passed_over)}",
                 where=str(self.directory),
@@ -182,7 +185,7 @@ class CheckpointManager:
         """
         start = time.perf_counter()
         self.wait()
-        tensors = {name: _to_host(tensor) for name, tensor in state.tensors().items()}
+        self._host = _to_host(state.tensors(), self._host)
         manifest = Manifest(
             format=layout.FORMAT,
             data_step=state.data_step,
@@ -197,7 +200,7 @@ class CheckpointManager:
         blocked_s = time.perf_counter() - start
         self._error = None
         self._thread = threading.Thread(
-            target=self._write, args=(tensors, manifest, blocked_s), name="checkpoint-writer", daemon=True
+            target=self._write, args=(self._host, manifest, blocked_s), name="checkpoint-writer", daemon=True
         )
         self._thread.start()
         if wait:
@@ -257,6 +260,32 @@ class CheckpointManager:
         write_text(self.path(data_step) / layout.HEALTHY, "")
         return True
 
+    def pin(self, at_most: int, why: str) -> Manifest:
+        """Keep the newest checkpoint up to a data step from being pruned.
+
+        Args:
+            at_most: The data step.
+            why: What needs it; a word.
+
+        Returns:
+            Its manifest.
+
+        Raises:
+            CheckpointError: If there is none, or its manifest cannot be read.
+            OSError: If it cannot be marked.
+        """
+        with self._pruning:
+            candidates = [step for step in layout.data_steps(self.directory) if step <= at_most]
+            if not candidates:
+                raise CheckpointError(
+                    f"there is no checkpoint up to data step {at_most}", where=str(self.directory)
+                )
+            manifest = layout.read_manifest(self.path(candidates[-1]))
+            path = self.path(candidates[-1]) / layout.PINNED
+            others = path.read_text(encoding="utf-8") if path.exists() else ""
+            write_text(path, f"{others}{why}\n")
+        return manifest
+
     def abandon(self, data_steps: list[int], why: str) -> None:
         """Move checkpoints out of reach of every resume, keeping them for a look."""
         if not data_steps:
@@ -271,17 +300,21 @@ class CheckpointManager:
             write_text(self.directory / layout.LATEST, layout.name_of(newest))
 
     def prune(self) -> None:
-        """Delete all but the last `keep_last`, the newest two healthy ones, and the next to become healthy.
+        """Delete all but the last `keep_last`, the newest two healthy, the next to be, and the pinned ones.
 
-        The last of these matters where checkpoints come faster than health: were the oldest one on probation
-        deleted, none would ever become a target of rollbacks.
+        The next to become healthy matters where checkpoints come faster than health: were the oldest one on
+        probation deleted, none would ever become a target of rollbacks.
         """
+        with self._pruning:
+            self._prune()
+
+    def _prune(self) -> None:
         steps = layout.data_steps(self.directory)
         healthy = [step for step in steps if self.is_healthy(step)][-2:]
-        unproven = [step for step in steps if step > max(healthy, default=-1)]
+        unproven = [step for step in steps if step > max(healthy, default=-1) and step not in self.unfit]
         kept = {*steps[-self.keep_last :], *healthy, *unproven[:1]}
         for data_step in steps:
-            if data_step not in kept:
+            if data_step not in kept and not (self.path(data_step) / layout.PINNED).exists():
                 # Renamed first: a half-deleted checkpoint must not look like a damaged one.
                 doomed = _free_name(self.directory / f"{layout.TEMPORARY_PREFIX}pruned-{data_step}")
                 self.path(data_step).rename(doomed)
@@ -295,9 +328,17 @@ class CheckpointManager:
             path.unlink()
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    """A contiguous copy in host memory, independent of the original."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+def _to_host(tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies in host memory, independent of the originals; in the buffers where they fit."""
+    copies: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        copy = buffers.get(name)
+        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name] = copy.copy_(tensor.detach(), non_blocking=True)
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
 
 
 def _free_name(path: Path) -> Path:

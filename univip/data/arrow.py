@@ -1,4 +1,4 @@
-"""Arrow files as the index and the proposals are kept: one memory-mapped record batch under a named format.
+"""Arrow files as the index and the proposals are kept: memory-mapped record batches under a named format.
 
 A file appears whole or not at all, and says in its metadata what it is, so that a foreign or cut file is
 refused with a sentence instead of read as something else.
@@ -6,7 +6,7 @@ refused with a sentence instead of read as something else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,30 +15,39 @@ from univip.atomic import replacing
 from univip.errors import DataError
 
 _FORMAT = "univip.format"
-_FIX = "remove it and submit the same request again"
+FIX = "remove it and submit the same request again"
 
 
-def write(path: Path, batch: pa.RecordBatch, *, format: str, metadata: Mapping[str, str]) -> None:
-    """Write one record batch; equal batches and metadata give equal bytes.
+def write(
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    format: str,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write record batches as they come; equal batches and metadata give equal bytes.
 
     Args:
         path: The file to create or replace.
-        batch: The rows.
+        schema: Of every batch.
+        batches: The rows.
         format: Name and version of the layout, such as `univip-images/1`.
         metadata: Facts about the rows, kept in the schema.
     """
     named: dict[str, str] = {_FORMAT: format, **metadata}
-    schema = batch.schema.with_metadata(named)
+    schema = schema.with_metadata(named)
     with (
         replacing(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, schema) as writer,
     ):
-        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+        for batch in batches:
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
-def read(path: Path, *, format: str) -> tuple[pa.RecordBatch, dict[str, str]]:
-    """Memory-map one record batch.
+def read(path: Path, *, format: str) -> tuple[list[pa.RecordBatch], dict[str, str]]:
+    """Memory-map the record batches of a file and their metadata.
 
     Raises:
         DataError: If the file is absent, damaged or of another format.
@@ -48,14 +57,14 @@ def read(path: Path, *, format: str) -> tuple[pa.RecordBatch, dict[str, str]]:
             reader = pa.ipc.open_file(source)
             metadata = {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()}
             found = metadata.pop(_FORMAT, "unknown")
-            if found != format or reader.num_record_batches != 1:
+            if found != format:
                 raise DataError(
-                    f"file must have the format `{format}`, but has `{found}`.",
-                    where=str(path),
-                    fix=_FIX,
+                    f"file must have the format `{format}`, but has `{found}`.", where=str(path), fix=FIX
                 )
-            batch = reader.get_batch(0)
-            batch.validate()
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"`{path.name}` cannot be read: {error}.", where=str(path), fix=_FIX) from error
-    return batch, metadata
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"`{path.name}` cannot be read: {reason}.", where=str(path), fix=FIX) from error
+    return batches, metadata

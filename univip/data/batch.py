@@ -42,6 +42,7 @@ class HostBatch(NamedTuple):
     epochs: npt.NDArray[np.int64]  # [n]
     counts: dict[str, int]  # summed over the images; every batch of a run has the same keys
     failures: list[Failure]
+    marks: tuple[int, int]  # of the samples that were planned, of the views that are shown
 
 
 def make_views(batch: HostBatch, instance_views: InstanceViews, device: torch.device) -> Views:

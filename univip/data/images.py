@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from univip.data import arrow
 from univip.data.scan import Scan
@@ -32,7 +33,8 @@ def write_index(scan: Scan, path: Path) -> None:
         }
     )
     facts = {"fingerprint": scan.fingerprint, "exif": scan.exif, "refused": scan.refused}
-    arrow.write(path, batch, format=FORMAT, metadata={"images": json.dumps(facts, sort_keys=True)})
+    metadata = {"images": json.dumps(facts, sort_keys=True)}
+    arrow.write(path, batch.schema, [batch], format=FORMAT, metadata=metadata)
 
 
 class ImageIndex:
@@ -65,14 +67,13 @@ class ImageIndex:
         Raises:
             DataError: If the file is absent, damaged or no index.
         """
-        batch, metadata = arrow.read(path, format=FORMAT)
+        batches, metadata = arrow.read(path, format=FORMAT)
         try:
+            [batch] = batches
             batch.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"`{path.name}` is damaged: {error}.", where=str(path), fix="remove it and submit again"
-            ) from error
-        return cls(path, batch, json.loads(metadata["images"]))
+            return cls(path, batch, json.loads(metadata["images"]))
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise DataError(f"`{path.name}` is damaged: {error}.", where=str(path), fix=arrow.FIX) from error
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,6 +85,12 @@ class ImageIndex:
     def path(self, row: int) -> str:
         """Path of row i, relative to `data.root`."""
         return str(self._paths[row])
+
+    def rows_of(self, name: str) -> list[int]:
+        """Rows whose path is `name`, or ends with it after a slash."""
+        found = pc.or_(pc.equal(self._paths, name), pc.ends_with(self._paths, f"/{name}"))
+        rows: list[int] = pc.indices_nonzero(found).to_pylist()
+        return rows
 
     def row(self, image_id: int) -> int:
         """Row of an image id.

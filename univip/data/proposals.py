@@ -4,20 +4,26 @@ One row per image of the index, in index order: image_id, width, height, status 
 boxes), `raw` (all boxes of selective search, in their pinned order) and one list per minimum size (`min_64`,
 `min_96`), each filtered from the raw boxes on its own: a 64 px box may suppress a 96 px one, so neither list
 holds the other. A shard is a small store with some of the rows. Boxes are int16 xywh on disk and int32 in the
-hand. Shapes: N images, M boxes.
+hand.
+
+Every `BATCH_ROWS` rows are a record batch of their own, so that a store of any size is written with the
+memory of one batch, and row i is found by division. Opening maps the file once and copies nothing but the
+image ids; `verify` reads all of it. Shapes: N images, M boxes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from univip.data import arrow
 from univip.data.images import find_row
@@ -26,11 +32,13 @@ from univip.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from univip.types import Boxes
 
-FORMAT = "univip-proposals/1"
+FORMAT = "univip-proposals/2"
 OK = "ok"
 RAW = "raw"
+BATCH_ROWS = 1024  # about 16 MB with the raw boxes of the fast mode
 
 _BOX = pa.list_(pa.int16(), 4)
+_IMAGE = {"image_id": pa.int64(), "width": pa.int32(), "height": pa.int32(), "status": pa.large_string()}
 
 
 def column(min_size_px: int) -> str:
@@ -52,25 +60,57 @@ def make_rows(
         statuses: `OK` or a reason, per image.
         lists: For each box column, N box lists.
     """
-    columns = {
-        "image_id": pa.array(ids, pa.int64()),
-        "width": pa.array(np.ascontiguousarray(sizes[:, 0]), pa.int32()),
-        "height": pa.array(np.ascontiguousarray(sizes[:, 1]), pa.int32()),
-        "status": pa.array(statuses, pa.large_string()),
-    }
-    for name, per_image in lists.items():
-        # 64-bit offsets: raw lists of a million images pass 2^31 boxes.
+    columns = [
+        pa.array(ids, pa.int64()),
+        pa.array(np.ascontiguousarray(sizes[:, 0]), pa.int32()),
+        pa.array(np.ascontiguousarray(sizes[:, 1]), pa.int32()),
+        pa.array(statuses, pa.large_string()),
+    ]
+    for per_image in lists.values():
+        # 64-bit offsets, as Arrow needs for views of a mapped file of any size.
         offsets = np.cumsum([0, *map(len, per_image)], dtype=np.int64)
-        flat = np.concatenate([np.empty((0, 4), np.int32), *per_image]).astype(np.int16).ravel()
-        columns[name] = pa.LargeListArray.from_arrays(
-            offsets, pa.FixedSizeListArray.from_arrays(flat, type=_BOX)
-        )
-    return pa.record_batch(columns)
+        flat = np.concatenate([np.empty((0, 4), np.int16), *per_image]).astype(np.int16).ravel()
+        boxes = pa.FixedSizeListArray.from_arrays(flat, type=_BOX)
+        columns.append(pa.LargeListArray.from_arrays(offsets, boxes))
+    return pa.record_batch(columns, schema=_schema(lists))
 
 
-def write_store(path: Path, rows: pa.RecordBatch, provenance: Mapping[str, Any]) -> None:
-    """Write a store, whole or not at all; equal rows and provenance give equal bytes."""
-    arrow.write(path, rows, format=FORMAT, metadata={"provenance": json.dumps(provenance, sort_keys=True)})
+def write_store(path: Path, rows: Iterable[pa.RecordBatch], provenance: Mapping[str, Any]) -> None:
+    """Write a store, whole or not at all, holding a few megabytes of it at a time.
+
+    Args:
+        path: The file to create or replace.
+        rows: Of `make_rows`, in index order; how they are cut leaves no trace in the bytes.
+        provenance: What decides the boxes; `min_sizes` names the filtered lists.
+    """
+    schema = _schema([RAW, *map(column, provenance["min_sizes"])])
+    metadata = {"provenance": json.dumps(provenance, sort_keys=True)}
+    arrow.write(path, schema, _recut(rows, schema), format=FORMAT, metadata=metadata)
+
+
+def _schema(lists: Iterable[str]) -> pa.Schema:
+    return pa.schema({**_IMAGE, **{name: pa.large_list(_BOX) for name in lists}})
+
+
+def _recut(rows: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of `BATCH_ROWS`; the last one may be shorter."""
+    held: list[pa.RecordBatch] = []
+    room = BATCH_ROWS
+    for batch in rows:
+        start = 0
+        while start < len(batch):
+            held.append(batch.slice(start, room))
+            start, room = start + len(held[-1]), room - len(held[-1])
+            if room == 0:
+                yield _joined(held, schema)
+                held, room = [], BATCH_ROWS
+    if held:
+        yield _joined(held, schema)
+
+
+def _joined(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
+    columns = [pa.concat_arrays([batch[name] for batch in batches]) for name in schema.names]
+    return pa.record_batch(columns, schema=schema)
 
 
 def report_path(path: Path) -> Path:
@@ -94,25 +134,44 @@ class ProposalStore:
         fingerprint: Of the index these boxes belong to.
     """
 
-    def __init__(self, source: Path, rows: pa.RecordBatch, provenance: dict[str, Any]) -> None:
+    def __init__(self, source: Path, batches: Sequence[pa.RecordBatch], provenance: dict[str, Any]) -> None:
         self.source = source
-        self.rows = rows
+        self.batches = batches
         self.provenance = provenance
         self.fingerprint: str = provenance["fingerprint"]
         self.min_sizes: list[int] = provenance["min_sizes"]
-        self.ids: npt.NDArray[np.int64] = rows["image_id"].to_numpy()
+        self.ids: npt.NDArray[np.int64] = np.concatenate(
+            [np.empty(0, np.int64), *(batch["image_id"].to_numpy() for batch in batches)]
+        )
         self._by_id = np.argsort(self.ids)
-        self._lists = {name: _views(rows[name]) for name in (RAW, *map(column, self.min_sizes))}
+        self._lists = {
+            name: [_views(batch[name]) for batch in batches] for name in (RAW, *map(column, self.min_sizes))
+        }
 
     @classmethod
     def open(cls, path: Path) -> ProposalStore:
-        """Map a store or a shard.
+        """Map a store or a shard; looks at its structure, not at every byte.
 
         Raises:
             DataError: If the file is absent, damaged or no proposal store.
         """
-        rows, metadata = arrow.read(path, format=FORMAT)
-        return cls(path, rows, json.loads(metadata["provenance"]))
+        batches, metadata = arrow.read(path, format=FORMAT)
+        try:
+            provenance = json.loads(metadata["provenance"])
+            expected = _schema([RAW, *map(column, provenance["min_sizes"])])
+            lengths = [len(batch) for batch in batches]
+            # The schema of all batches is that of the file.
+            is_sound = not batches or batches[0].schema.equals(expected)
+            is_sound = is_sound and all(length == BATCH_ROWS for length in lengths[:-1])
+            if not is_sound or not isinstance(provenance["fingerprint"], str):
+                raise ValueError("its columns are not those of a proposal store")
+            return cls(path, batches, provenance)
+        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"`{path.name}` must be a sound proposal store, but is damaged: {error}.",
+                where=str(path),
+                fix=arrow.FIX,
+            ) from error
 
     @staticmethod
     def verify(path: Path) -> None:
@@ -129,13 +188,13 @@ class ProposalStore:
             raise DataError(
                 f"`{path.name}` must have a checksum in `{sidecar.name}`, but it cannot be read: {error!r}.",
                 where=str(path),
-                fix="remove both and submit again",
+                fix=_restore(path),
             ) from error
         if found != expected:
             raise DataError(
-                f"`{path.name}` must have the SHA-256 {expected}, but has {found}.",
+                f"`{path.name}` must have the SHA-256 {expected}, but has {found}: it is cut or damaged.",
                 where=str(path),
-                fix="remove it and submit again",
+                fix=_restore(path),
             )
 
     def __len__(self) -> int:
@@ -165,30 +224,41 @@ class ProposalStore:
 
     def status(self, image_id: int) -> str:
         """`OK`, or the reason why the image has no boxes."""
-        return str(self.rows["status"][self._row(image_id)])
+        batch, row = divmod(self._row(image_id), BATCH_ROWS)
+        return str(self.batches[batch]["status"][row])
 
     def failed(self) -> dict[str, list[int]]:
         """Ids of the images without boxes, by reason."""
         failed: dict[str, list[int]] = {}
-        for image_id, status in zip(self.ids.tolist(), self.rows["status"].to_pylist(), strict=True):
-            if status != OK:
+        for batch in self.batches:
+            lost = batch.filter(pc.not_equal(batch["status"], OK))
+            for image_id, status in zip(
+                lost["image_id"].to_pylist(), lost["status"].to_pylist(), strict=True
+            ):
                 failed.setdefault(status, []).append(image_id)
         return failed
 
     def counts(self, name: str = RAW) -> npt.NDArray[np.int64]:
         """Number of boxes per image in one column, int64 [N], in index order."""
-        offsets, _ = self._lists[name]
-        return np.diff(offsets)
+        return np.concatenate(
+            [np.empty(0, np.int64), *(np.diff(offsets) for offsets, _ in self._lists[name])]
+        )
 
     def _row(self, image_id: int) -> int:
         return find_row(self.ids, self._by_id, image_id, self.source)
 
     def _boxes(self, name: str, image_id: int) -> Boxes:
-        offsets, boxes = self._lists[name]
-        row = self._row(image_id)
+        batch, row = divmod(self._row(image_id), BATCH_ROWS)
+        offsets, boxes = self._lists[name][batch]
         return boxes[offsets[row] : offsets[row + 1]].astype(np.int32)
 
 
 def _views(lists: pa.LargeListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
     """Offsets [N + 1] and boxes [M, 4] of a column, without a copy."""
     return lists.offsets.to_numpy(), lists.values.values.to_numpy().reshape(-1, 4)
+
+
+def _restore(path: Path) -> str:
+    """Command that merges the store of a run again, from its shards."""
+    files = shlex.join([str(path), str(report_path(path))])
+    return f"rm -f {files}; univip resume {path.parent.name}"

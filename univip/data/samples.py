@@ -23,6 +23,7 @@ from univip.data.batch import Failure, HostBatch
 from univip.data.decode import REASONS, decode
 from univip.data.draws import Draws, Purpose, SampleKey
 from univip.data.images import ImageIndex
+from univip.data.marks import add_marks, mark_of_samples, mark_of_views
 from univip.data.proposals import ProposalStore
 from univip.data.views import SampledViews, sample_views
 from univip.errors import DataError, ImageError, UnivipError
@@ -85,6 +86,13 @@ class SampleReader:
             epochs=epochs,
             counts=_counts(samples),
             failures=[failure for sample in samples for failure in sample.failures],
+            marks=(
+                mark_of_samples(epochs, self.index.ids[rows]),
+                add_marks(
+                    mark_of_views(sample.epoch, sample.image_id, sample.views.scenes, sample.views.boxes)
+                    for sample in samples
+                ),
+            ),
         )
 
     def sample(self, epoch: int, row: int) -> Sample:

@@ -1,25 +1,27 @@
 """Which photographs a run uses: ids, paths and sizes, from COCO annotations or from a plain folder.
 
 Standard library only (Pillow where a folder is scanned): `univip submit` scans on the login node, names the
-run after the fingerprint, and must not wait for NumPy or Arrow. The fingerprint covers ids, file names and
-sizes but neither the root nor the folders below it, so a data set that was moved is still the same data set.
+run after the fingerprint, and must not wait for NumPy or Arrow. The fingerprint of COCO annotations covers
+ids, file names and sizes but neither the root nor the folders below it; that of a folder covers the relative
+path and the length in bytes of every photograph. So a data set that was moved is still the same data set,
+and a folder of a million files has its name after listing it, long before a million headers are read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from univip.config import DataConfig, DataFormat
+from univip.data.json_stream import JsonStream
 from univip.errors import ConfigError, DataError, ImageError
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -44,23 +46,43 @@ class Scan:
     Attributes:
         rows: In the order of the annotation file, or sorted by path for a folder.
         refused: Relative paths of images that are left out, by one of `univip.data.decode.REASONS`.
-        fingerprint: SHA-256 (hex) over ids, file names and sizes of `rows` in order.
+        fingerprint: SHA-256 (hex): of COCO, over ids, file names and sizes of `rows` in order; of a folder,
+            over paths and lengths of its photographs, usable or not.
         exif: Whether sizes and pixels follow the EXIF orientation (folders) or the file as it lies (COCO).
+        num_listed: Photographs of a folder, if only some of them were looked at; else 0.
     """
 
     rows: list[Row]
     refused: dict[str, list[str]]
     fingerprint: str
     exif: bool
+    num_listed: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """Usable photographs; of a folder that was only listed, all of them."""
+        return self.num_listed or len(self.rows)
+
+    @property
+    def pixels(self) -> float:
+        """Of all images together; of a folder that was only listed, about."""
+        seen = float(sum(row.width * row.height for row in self.rows))
+        return seen * self.num_images / len(self.rows)
 
     @property
     def layout(self) -> str:
-        """SHA-256 (hex) over the paths of `rows`: of equal fingerprints, which folders the files lie in."""
+        """SHA-256 (hex) over the paths: of equal fingerprints, which folders the files lie in."""
+        if self.exif:  # of a folder the fingerprint covers them
+            return self.fingerprint
         return hashlib.sha256("\n".join(row.path for row in self.rows).encode()).hexdigest()
 
 
-def scan(config: DataConfig) -> Scan:
+def scan(config: DataConfig, *, most_headers: int = 0) -> Scan:
     """List the photographs that `config` asks for.
+
+    Args:
+        config: Where they are.
+        most_headers: Of a larger folder, read the headers of only so many files, evenly spaced; 0 = of all.
 
     Raises:
         ConfigError: If `data.split` is not a name or a list of names.
@@ -74,11 +96,16 @@ def scan(config: DataConfig) -> Scan:
             where=f"`{above}` is the nearest folder that exists",
             fix="univip submit ... data.root=/path/to/photographs",
         )
-    is_folder = config.format == DataFormat.folder
-    found = _scan_folder(root, config) if is_folder else _scan_coco(root, config)
     rows: list[Row] = []
     refused: dict[str, list[str]] = {}
     paths: dict[int, str] = {}
+    is_folder = config.format == DataFormat.folder
+    files, num_listed = _files(root, config) if is_folder else [], 0
+    looked_at = [path for path, _ in files]
+    if 0 < most_headers < len(files):
+        num_listed = len(files)
+        looked_at = [files[number * num_listed // most_headers][0] for number in range(most_headers)]
+    found = _read_headers(root, looked_at, config) if is_folder else _scan_coco(root, config)
     for row, reason in islice(found, config.max_images or None):
         if reason:
             refused.setdefault(reason, []).append(row.path)
@@ -100,14 +127,36 @@ def scan(config: DataConfig) -> Scan:
             where=f"{root}{first and f', such as {first}'}",
             fix=limit if set(refused) == {"too_large"} else "data.root=/path/to/photographs",
         )
-    return Scan(rows, refused, fingerprint(rows), exif=is_folder)
+    name = listing_fingerprint(files) if is_folder else fingerprint(rows)
+    return Scan(rows, refused, name, exif=is_folder, num_listed=num_listed)
+
+
+def listed(config: DataConfig) -> Iterator[tuple[Row, str]]:
+    """Every photograph of the splits or the folder in order, with the reason where one cannot be used.
+
+    `data.max_images` does not cut the list: position i is image i of the annotation files, which is how a
+    file that names no images means them.
+    """
+    return _listed(replace(config, max_images=0))
+
+
+def _listed(config: DataConfig) -> Iterator[tuple[Row, str]]:
+    root = Path(config.root)
+    if config.format == DataFormat.folder:
+        return _read_headers(root, [path for path, _ in _files(root, config)], config)
+    return _scan_coco(root, config)
+
+
+def listing_fingerprint(files: Iterable[tuple[str, int]]) -> str:
+    """SHA-256 (hex) over paths and lengths in bytes, in order."""
+    digest = hashlib.sha256()
+    for path, length in files:
+        digest.update(f"{path}\0{length}\n".encode())
+    return digest.hexdigest()
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
-    """SHA-256 (hex) over ids, file names and sizes, in order.
-
-    The last part of the path is enough: in a folder the id already covers the whole of it.
-    """
+    """SHA-256 (hex) over ids, file names without their folders, and sizes, in order."""
     digest = hashlib.sha256()
     for row in rows:
         name = row.path.rpartition("/")[2]
@@ -120,8 +169,8 @@ def path_id(path: str) -> int:
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big") >> 1
 
 
-def _scan_folder(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
-    """Rows of every photograph below `root`, with the reason where one cannot be used."""
+def _read_headers(root: Path, paths: Iterable[str], config: DataConfig) -> Iterator[tuple[Row, str]]:
+    """Rows of photographs of a folder, with the reason where one cannot be used."""
     from univip.data.decode import read_size
 
     def read(path: str) -> tuple[Row, str]:
@@ -131,37 +180,59 @@ def _scan_folder(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
             return Row(0, path, 0, 0), error.reason
         return Row(path_id(path), path, width, height), ""
 
-    # The slice saves reading headers that nobody asks for.
-    names = sorted(_photographs(root))[: config.max_images or None]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        yield from pool.map(read, names)
+        yield from pool.map(read, paths)
 
 
-def _photographs(root: Path) -> Iterator[str]:
-    """Relative paths of all photographs; follows links to folders, each real folder once."""
+def _files(root: Path, config: DataConfig) -> list[tuple[str, int]]:
+    """Relative paths and lengths in bytes of the photographs of a folder, sorted."""
+    return sorted(_photographs(str(root)))[: config.max_images or None]
+
+
+def _photographs(root: str) -> Iterator[tuple[str, int]]:
+    """Relative path and length in bytes of all photographs; follows links, each real folder once."""
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        real = os.path.realpath(f"{root}/{folder}")
         if real in seen:
-            subfolders.clear()
             continue
         seen.add(real)
-        # In order, so that of two links to one folder the same one counts on every machine.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            path = Path(folder, name)
-            if path.suffix.lower() not in PHOTO_SUFFIXES or name.startswith("."):
+        inner = []
+        try:
+            entries = list(os.scandir(f"{root}/{folder}"))
+        except PermissionError:  # the `lost+found` of a disk is nobody's data
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
                 continue
-            relative = path.relative_to(root).as_posix()
-            try:
-                relative.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(
-                    "file names must be UTF-8, but one is not.",
-                    where=os.fsencode(path).decode(errors="backslashreplace"),
-                    fix="rename it",
-                ) from error
-            yield relative
+            relative = folder + entry.name
+            if entry.is_dir():
+                inner.append(f"{relative}/")
+            elif os.path.splitext(entry.name)[1].lower() in PHOTO_SUFFIXES:  # noqa: PTH122 - a million times
+                yield _checked(relative, root), _length(entry)
+        # In order, so that of two links to one folder the same one counts on every machine.
+        folders += sorted(inner, reverse=True)
+
+
+def _checked(relative: str, root: str) -> str:
+    try:
+        relative.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "file names must be UTF-8, but one is not.",
+            where=os.fsencode(f"{root}/{relative}").decode(errors="backslashreplace"),
+            fix="rename it",
+        ) from error
+    return relative
+
+
+def _length(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a link to nowhere: reading its header will say so
+        return 0
 
 
 def _scan_coco(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
@@ -170,14 +241,13 @@ def _scan_coco(root: Path, config: DataConfig) -> Iterator[tuple[Row, str]]:
 
     for split in split_names(config.split):
         annotations = annotation_file(root, split)
-        entries = _images_of(annotations)
-        if not entries:
+        rows = [_coco_row(entry, number, annotations) for number, entry in enumerate(_images_of(annotations))]
+        if not rows:
             raise DataError(
                 f"split `{split}` must hold images, but its `images` is empty.",
                 where=str(annotations),
                 fix="data.split=NAME of another split, or data=folder for photographs without annotations",
             )
-        rows = [_coco_row(entry, number, annotations) for number, entry in enumerate(entries)]
         folder = _image_folder(root, split, rows)
         for row in rows:
             is_too_large = refuses_size(row.width, row.height, max_pixels=config.max_pixels)
@@ -216,44 +286,32 @@ def annotation_file(root: Path, split: str, *, key: str = "data.split") -> Path:
     )
 
 
-def _images_of(path: Path) -> list[Any]:
-    """The `images` list of a COCO file.
+def _images_of(path: Path) -> Iterator[Any]:
+    """The elements of `images` in a COCO file.
 
-    Only the keys up to `images` are parsed: the annotations behind it are most of the file (450 MB for COCO's
-    training split) and no concern of the index.
+    Nothing behind them is read: the annotations are most of the file (450 MB for COCO's training split) and
+    no concern of the index.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        images = next((value for key, value in _top_level(text) if key == "images"), None)
+        with path.open("rb") as file:
+            stream = JsonStream(file)
+            for key in stream.fields() if stream.peek() == "{" else ():
+                if key == "images" and stream.peek() == "[":
+                    yield from stream.items()
+                    return
+                stream.skip()
     except ValueError as error:
         raise DataError(
             f"annotations must be JSON, but are not: {error}.", where=str(path), fix="fetch the file again"
         ) from error
-    if not isinstance(images, list):
-        raise DataError(
-            "annotations must be a COCO object with a list `images`, but are not.",
-            where=str(path),
-            fix="data=folder needs no annotations",
-        )
-    return images
+    raise DataError(
+        "annotations must be a COCO object with a list `images`, but are not.",
+        where=str(path),
+        fix="data=folder needs no annotations",
+    )
 
 
 _ANNOTATIONS = re.compile(r"(?:annotations/)?(?:instances|image_info)_(.*)\.json")
-_KEY = re.compile(r'\s*[{,]\s*(?=")')
-_COLON = re.compile(r"\s*:\s*")
-
-
-def _top_level(text: str) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a JSON object, one at a time; nothing where the text is no object."""
-    decoder = json.JSONDecoder()
-    position = 0
-    while before := _KEY.match(text, position):
-        key, position = decoder.raw_decode(text, before.end())
-        colon = _COLON.match(text, position)
-        if colon is None:
-            raise json.JSONDecodeError("expected `:`", text, position)
-        value, position = decoder.raw_decode(text, colon.end())
-        yield key, value
 
 
 def _coco_row(entry: Any, number: int, annotations: Path) -> Row:

@@ -1,4 +1,4 @@
-"""The ranks of one round as an object: sums, broadcasts of facts, and nothing else.
+"""The ranks of one round as an object: sums, and facts told to all.
 
 With one rank every method is a no-op, so the engine has one code path.
 """
@@ -44,3 +44,20 @@ class Group:
             payload.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         dist.broadcast(payload, src=0)
         return json.loads(bytes(payload.tolist()))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        data = json.dumps(value).encode()
+        lengths = self._gather_rows(torch.tensor([len(data)], device=self.device)).view(-1).tolist()
+        row = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
+        row[: len(data)].copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        rows = self._gather_rows(row).tolist()
+        return [json.loads(bytes(each[:length])) for each, length in zip(rows, lengths, strict=True)]
+
+    def _gather_rows(self, row: Tensor) -> Tensor:
+        """The vectors of all ranks, in rank order: [W, len(row)]."""
+        rows = row.new_empty(self.size * row.shape[0])
+        dist.all_gather_into_tensor(rows, row)
+        return rows.view(self.size, -1)

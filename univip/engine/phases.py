@@ -7,9 +7,11 @@ phase that reads a result.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_RECENT = 64
 PHASES = ("data", "augment", "forward", "backward", "reduce", "optimizer", "checkpoint", "observe")
 
 
@@ -18,18 +20,28 @@ class PhaseClock:
 
     Args:
         seconds: Counted up in place, so that a run's seconds go on over its rounds.
+
+    Attributes:
+        entered: The phase this is in, and when it began (`time.perf_counter()`); None between two.
+        recent: Seconds of the last times in each phase.
     """
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = {} if seconds is None else seconds
         for phase in PHASES:
             self.seconds.setdefault(phase, 0.0)
+        self.entered: tuple[str, float] | None = None
+        self.recent: dict[str, deque[float]] = {phase: deque(maxlen=_RECENT) for phase in PHASES}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Count the time of a block."""
         start = time.perf_counter()
+        self.entered = (phase, start)
         try:
             yield
         finally:
-            self.seconds[phase] += time.perf_counter() - start
+            self.entered = None
+            seconds = time.perf_counter() - start
+            self.seconds[phase] += seconds
+            self.recent[phase].append(seconds)

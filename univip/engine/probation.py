@@ -32,19 +32,31 @@ class Probation:
         self.good_steps = good_steps
         self._remaining: dict[int, int] = {}  # data step of a checkpoint -> good steps
 
-    def add(self, data_step: int) -> None:
-        """A checkpoint was written, or is about to be."""
-        self._remaining.setdefault(data_step, self.good_steps)
+    def add(self, data_step: int, *, fit: bool = True) -> None:
+        """A checkpoint was written, or is about to be.
 
-    def resume(self, step: int) -> None:
-        """Go on where an earlier process was: `step` good steps were made up to the state now loaded."""
+        Args:
+            data_step: Of the checkpoint.
+            fit: False in the middle of a spike: to return there would be to return to the trouble.
+        """
+        if fit:
+            self._remaining.setdefault(data_step, self.good_steps)
+        else:
+            self.manager.unfit.add(data_step)
+
+    def resume(self, good_steps: int) -> None:
+        """Go on where an earlier process was: `good_steps` led to the state now loaded."""
         for data_step, manifest in self.manager.manifests().items():
             if not self.manager.is_healthy(data_step):
-                self._remaining[data_step] = self.good_steps - (step - manifest.step)
+                guard = manifest.facts["guard"]
+                self.add(data_step, fit=guard["consecutive_spikes"] == 0)
+                if data_step in self._remaining:
+                    self._remaining[data_step] = self.good_steps - (good_steps - guard["good_steps"])
 
     def clear(self) -> None:
         """Forget all: they were abandoned."""
         self._remaining.clear()
+        self.manager.unfit.clear()
 
     def advance(self) -> None:
         """One more good step."""

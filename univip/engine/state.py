@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from torch.optim import Optimizer
 from univip.errors import CheckpointError
 from univip.resilience.guard import Guard
 from univip.types import Method
+
+
+class Norms(NamedTuple):
+    """L2 norms of the online side, and whether every floating-point value of the whole state is finite.
+
+    A value whose square is not finite (beyond 1e19 in fp32) is damage as well.
+    """
+
+    finite: Tensor
+    parameters: Tensor
+    buffers: Tensor
 
 
 @dataclass
@@ -47,7 +59,7 @@ class TrainState:
         return {
             "data_step": self.data_step,
             "step": self.step,
-            "consecutive_skips": self.guard.consecutive_skips,
+            "guard": self.guard.facts(),
         }
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, object]) -> None:
@@ -73,6 +85,7 @@ class TrainState:
                 f"the checkpoint is of another model: {len(wrong)} tensors differ, such as `{wrong[0]}`",
                 fix="resume with the configuration that the run was started with",
             )
+        self.guard.load(facts.get("guard"))
         with torch.no_grad():
             for name, value in saved_networks.items():
                 networks[name].copy_(value)
@@ -84,22 +97,45 @@ class TrainState:
             self.optimizer.state[parameter][slot] = value
         self.data_step = _integer(facts, "data_step")
         self.step = _integer(facts, "step")
-        self.guard.consecutive_skips = _integer(facts, "consecutive_skips")
 
-    def is_finite(self) -> Tensor:
-        """Whether every floating-point value of the state is finite: a scalar on the device, no host sync.
-
-        A value whose square is not finite (beyond 1e19 in fp32) is damage as well.
-        """
-        values = [value for value in self.tensors().values() if value.is_floating_point()]
+    def norms(self) -> Norms:
+        """How long the state is, and whether all of it is finite; scalars on the device, no host sync."""
+        online, target = self.method.online, self.method.target
+        parameters = list(online.parameters())
+        buffers = [buffer for buffer in online.buffers() if buffer.is_floating_point()]
+        slots = [value for slots in self.optimizer.state.values() for value in slots.values()]
+        slots = [value for value in slots if torch.is_tensor(value)]
+        others = [*target.parameters(), *target.buffers(), *slots]
+        others = [tensor for tensor in others if tensor.is_floating_point()]
         # A norm is not finite if any element is not; one fused kernel per dtype and device instead of one per
         # tensor. On a CPU the largest absolute value would take ten times as long as this one.
-        return torch.isfinite(torch.stack(torch._foreach_norm(values))).all()
+        norms = torch.stack(torch._foreach_norm([*parameters, *buffers, *others]))
+        ends = len(parameters), len(parameters) + len(buffers)
+        return Norms(
+            finite=torch.isfinite(norms).all(),
+            parameters=torch.linalg.vector_norm(norms[: ends[0]]),
+            buffers=torch.linalg.vector_norm(norms[ends[0] : ends[1]]),
+        )
+
+    def digest(self) -> dict[str, int]:
+        """Sums of the bits of each tensor, as integers: equal replicas have equal ones; one host sync.
+
+        A flipped bit changes its sum by a power of two, and so always.
+        """
+        tensors = {name: value for name, value in self.tensors().items() if value.numel()}
+        sums = [_bits(value).sum(dtype=torch.int64) for value in tensors.values()]
+        return dict(zip(tensors, torch.stack(sums).tolist(), strict=True))
 
     def _network_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for side, module in (("online", self.method.online), ("target", self.method.target)):
             for name, value in module.state_dict().items():
                 yield f"{side}.{name}", value
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor as integers of its element size."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(integers[tensor.element_size()])
 
 
 def _integer(facts: dict[str, object], name: str) -> int:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from univip.config import Precision
+from univip.data.marks import from_sums, to_bytes
 from univip.engine.distributed import Group
 from univip.engine.phases import PhaseClock
+from univip.engine.sample_log import Marks
 from univip.engine.state import TrainState
 from univip.models.norm import commit_statistics, discard_statistics
 from univip.resilience.faults import PlantedFaults
@@ -29,12 +31,15 @@ class StepReport(NamedTuple):
     """What one step did; losses are means over the global batch."""
 
     judgement: Judgement
+    calm: bool  # in fp32, with the gradient clipped
     loss: float
     terms: dict[str, float]
     gradient_norm: float
-    statistics: dict[str, float]  # of this rank's last micro-batch
+    statistics: dict[str, float]  # of this rank's last micro-batch, and norms of the state before the step
     counts: dict[str, float]  # summed over ranks
+    marks: Marks  # of all ranks
     stop_requested: bool
+    own: dict[str, float]  # loss and terms of this rank's images alone, still over the global batch
 
 
 class StepSettings(NamedTuple):
@@ -85,8 +90,10 @@ def train_step(
     learning_rate: float,
     momentum: float,
     counts: dict[str, int],
+    marks: Marks,
     stop_requested: bool,
     clock: PhaseClock,
+    calm: bool = False,
 ) -> StepReport:
     """Train on one global batch, or decide not to.
 
@@ -99,8 +106,10 @@ def train_step(
         learning_rate: For this data step.
         momentum: Of the target, for this data step.
         counts: Numbers of this rank to be summed over ranks.
+        marks: Of this rank's samples.
         stop_requested: Whether this rank was asked to stop.
         clock: Gets the phases of the step.
+        calm: Compute in fp32, and clip the gradient to its usual norm.
 
     Returns:
         The report, with the same judgement, loss, counts and stop flag on every rank.
@@ -109,15 +118,19 @@ def train_step(
     settings.faults.begin(state.data_step, online)
     for parameter in buffer.parameters:
         parameter.grad = None
-    state_is_bad = ~state.is_finite()
+    norms = state.norms()
 
+    if calm:
+        settings = settings._replace(precision=Precision.fp32)
     total, terms, statistics = _forward_backward(state, micro_batches, settings, clock)
+    statistics |= {"norm_parameters": norms.parameters, "norm_buffers": norms.buffers}
     settings.faults.gradient(online)
 
     with clock("reduce"), torch.no_grad():
-        numbers = [total, *terms.values(), state_is_bad, ~torch.isfinite(total)]
+        numbers = [total, *terms.values(), ~norms.finite, ~torch.isfinite(total)]
         tail = torch.stack([number.detach().to(total) for number in numbers])
-        extra = torch.tensor([float(stop_requested), *map(float, counts.values())], dtype=tail.dtype)
+        pieces = [piece for mark in marks for piece in to_bytes(mark)]
+        extra = torch.tensor([float(stop_requested), *pieces, *counts.values()], dtype=tail.dtype)
         gradients, reduced = buffer.reduce(group, torch.cat([tail, extra.to(tail.device)]))
         gradient_norm = torch.linalg.vector_norm(gradients)
         # The only read of the device in a step.
@@ -126,11 +139,14 @@ def train_step(
     size = 1 + len(terms)
     end = len(reduced)
     losses, (bad_states, bad_losses, stops), norm = values[:size], values[size : size + 3], values[end]
-    judgement = state.guard.judge(
-        Health(state=bad_states > 0, loss=bad_losses > 0, gradient=not _is_finite(norm))
-    )
+    pieces, sums = values[size + 3 : size + 3 + len(pieces)], values[size + 3 + len(pieces) : end]
+    usual_norm = state.guard.usual_gradient_norm
+    health = Health(state=bad_states > 0, loss=bad_losses > 0, gradient=not _is_finite(norm))
+    judgement = state.guard.judge(health, loss=losses[0], gradient_norm=norm)
     with clock("optimizer"):
         if judgement.verdict is Verdict.ok:
+            if calm and usual_norm is not None and norm > usual_norm:
+                gradients.mul_(usual_norm / norm)
             for param_group in state.optimizer.param_groups:
                 param_group["lr"] = learning_rate
             state.optimizer.step()
@@ -141,14 +157,19 @@ def train_step(
         else:
             discard_statistics(online)
             discard_statistics(state.method.target)
+    is_applied = judgement.verdict is Verdict.ok
     return StepReport(
         judgement=judgement,
+        calm=calm,
         loss=losses[0],
         terms=dict(zip(terms, losses[1:], strict=True)),
         gradient_norm=norm,
         statistics=dict(zip(statistics, values[end + 1 :], strict=True)),
-        counts=dict(zip(counts, values[size + 3 : end], strict=True)),
+        counts=dict(zip(counts, sums, strict=True)),
+        marks=Marks(from_sums(pieces[:8]), from_sums(pieces[8:])),
         stop_requested=stops > 0,
+        # Read from the device only where somebody will look at it.
+        own={} if is_applied else dict(zip(["loss", *terms], tail[:size].tolist(), strict=True)),
     )
 
 

@@ -9,27 +9,31 @@ carried out; rank 0 decides and writes, the others follow its broadcasts.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Protocol
 
 import torch
 
 from univip.checkpoint import layout
-from univip.checkpoint.manager import CheckpointManager, Found, Origin
+from univip.checkpoint.manager import CheckpointManager, Origin
 from univip.config import CheckpointConfig, ResilienceConfig
 from univip.engine.distributed import Group
 from univip.engine.phases import PhaseClock
 from univip.engine.probation import Probation
+from univip.engine.recovery import Course, Exhausted, Recovery, reason_of
+from univip.engine.reporting import Plan, Reporter, Totals
+from univip.engine.sample_log import Marks, SampleLog
 from univip.engine.state import TrainState
 from univip.engine.step import GradientBuffer, StepReport, StepSettings, train_step
-from univip.errors import CheckpointError, RollbackExhaustedError
+from univip.errors import RollbackExhaustedError
 from univip.observe import Observer
+from univip.resilience.anomaly import Capsules
 from univip.resilience.guard import Judgement, Verdict
 from univip.resilience.ledger import Ledger
+from univip.resilience.replicas import ReplicaCheck
 from univip.types import Views
 
 
@@ -59,6 +63,9 @@ class Loaded:
     data_step: int
     micro_batches: Sequence[Callable[[], Views]]
     counts: dict[str, int]
+    marks: Marks  # of this rank's samples
+    image_ids: Sequence[int] = ()
+    epochs: Sequence[int] = ()
     failures: Sequence[dict[str, object]] = ()
 
 
@@ -68,35 +75,6 @@ class Batches(Protocol):
     def __call__(self, data_steps: Iterable[int]) -> Generator[Loaded, None, None]:
         """This rank's share of each data step, in order."""
         ...
-
-
-@dataclass
-class Totals:
-    """Counters for people, cumulative over the run: recomputed work counts again, so they never go back."""
-
-    steps: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    counts: dict[str, float] = field(default_factory=dict)
-    phases: dict[str, float] = field(default_factory=dict)  # seconds
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where the run goes and how fast it learns on the way.
-
-    Attributes:
-        target: Data steps of the whole run.
-        learning_rate: Of a data step.
-        momentum: Of the target network at a data step.
-    """
-
-    target: int
-    learning_rate: Callable[[int], float]
-    momentum: Callable[[int], float]
-    global_batch: int
-    micro_batches: int
-    every_steps: int  # data steps between two `step` records
 
 
 class Trainer:
@@ -112,12 +90,14 @@ class Trainer:
         group: Group,
         manager: CheckpointManager,
         ledger: Ledger,
+        samples: SampleLog,
         checkpoint: CheckpointConfig,
         resilience: ResilienceConfig,
         observer: Observer,
         stop_requested: Callable[[], bool],
         origin: Origin,
         totals: Totals,
+        capsules: Capsules,
     ) -> None:
         self.state = state
         self.plan = plan
@@ -126,20 +106,29 @@ class Trainer:
         self.group = group
         self.manager = manager
         self.ledger = ledger
+        self.samples = samples
         self.checkpoint = checkpoint
-        self.resilience = resilience
         self.observer = observer
         self.stop_requested = stop_requested
         self.origin = origin
-        self.totals = totals
+        self.capsules = capsules
         self.clock = PhaseClock(totals.phases)
+        self.reporter = Reporter(
+            plan,
+            totals,
+            observer if group.is_main else None,
+            limits=resilience,
+            smallest_batch=plan.global_batch // (group.size * plan.micro_batches),
+        )
         self.probation = Probation(manager, ledger, observer, good_steps=resilience.healthy_after_steps)
+        self.recovery = Recovery(manager, ledger, self.probation, resilience, observer)
+        self._replicas = ReplicaCheck(group, every_steps=resilience.replica_check_every)
         self._buffer = GradientBuffer(state.method.online)
         self._stream: Generator[Loaded, None, None] | None = None
+        self._loaded: Loaded | None = None
         self._report: StepReport | None = None
         self._bad_step = 0  # data step of the verdict ROLLBACK
-        self._skipped: set[int] = set()  # data steps that an earlier pass skipped and no rollback jumps over
-        self._since_record: list[StepReport] = []
+        self._course = Course()
         self._ending = Ending.DONE
 
     def run(self) -> Ending:
@@ -172,7 +161,8 @@ class Trainer:
 
     def _restore(self) -> Phase:
         start = time.perf_counter()
-        found = self.group.broadcast(self._find_start() if self.group.is_main else None)
+        start_from = self.recovery.find_start() if self.group.is_main else None
+        found = self.group.broadcast(start_from and start_from.data_step)
         if found is None:
             if self.group.is_main:
                 self._save(wait=True)
@@ -180,21 +170,13 @@ class Trainer:
             # Of rank 0 for all: one seed need not give the same bits on every kind of processor.
             self.manager.load(0, self.state)
         else:
-            self.manager.load(found["data_step"], self.state)
-            self.observer.record(
-                "restore",
-                step=self.state.step,
-                data_step=self.state.data_step,
-                checkpoint=layout.name_of(found["data_step"]),
-                seconds=time.perf_counter() - start,
-                passed_over=found["passed_over"],
-            )
+            self._load(found, start, start_from.passed_over if start_from else {})
             if self.group.is_main:
-                self.probation.resume(self.state.step)
+                self.probation.resume(self.state.guard.good_steps)
         if self.group.is_main and self.state.data_step == 0:
             # Nothing has been computed yet, so there is nothing to wait for: a rollback always has a target.
             self.probation.end(0)
-        self._open_stream(self.group.broadcast(self._jumped() if self.group.is_main else None))
+        self._open_stream()
         return Phase.STEP
 
     def _step(self) -> Phase:
@@ -206,7 +188,8 @@ class Trainer:
             return Phase.FINISH
         # Skips that an earlier round decided are in a row with those that follow.
         jumped = range(self.state.data_step, loaded.data_step)
-        self.state.guard.consecutive_skips += len(self._skipped.intersection(jumped))
+        self.state.guard.consecutive_skips += len(set(self._course.skipped).intersection(jumped))
+        self._loaded = loaded
         self.state.data_step = loaded.data_step
         for failure in loaded.failures:
             self.observer.record("image_failed", **failure)
@@ -219,34 +202,43 @@ class Trainer:
             learning_rate=self.plan.learning_rate(loaded.data_step),
             momentum=self.plan.momentum(loaded.data_step),
             counts=loaded.counts,
+            marks=loaded.marks,
             stop_requested=self.stop_requested(),
             clock=self.clock,
+            calm=self._course.is_calm(loaded.data_step),
         )
         self._report = report
-        self._count(report, time.perf_counter() - start)
+        self.reporter.count(report, time.perf_counter() - start)
+        if report.judgement.verdict is not Verdict.ok:
+            self._capture(loaded.data_step)
         if report.judgement.verdict is Verdict.rollback:
             self._bad_step = loaded.data_step
             return Phase.ROLL_BACK
         if report.judgement.verdict is Verdict.skip and self.group.is_main:
-            why = _why(report)
+            why = reason_of(report.judgement)
             self.ledger.append("skip", data_step=loaded.data_step, **why)
             self.observer.record("skip", step=self.state.step, data_step=loaded.data_step, **why)
+        if report.judgement.verdict is Verdict.ok:
+            self.samples.add(loaded.data_step, report.marks)
         self.state.data_step = loaded.data_step + 1
         return Phase.SETTLE
 
     def _settle(self) -> Phase:
-        """What follows a step: records, probation, checkpoint, and whether to go on."""
+        """What follows a step: replicas, records, probation, checkpoint, and whether to go on."""
         report = self._report
         assert report is not None
         done = self.state.data_step
+        is_saving = done % self.checkpoint.every_steps == 0 and done < self.plan.target
+        # Before every checkpoint, so that none can hold the damage of the rank that writes it.
+        is_due = is_saving or report.stop_requested or self._replicas.is_due(self.state.step)
+        if is_due and self._do_replicas_differ():
+            return Phase.ROLL_BACK
         with self.clock("observe"):
-            self._since_record.append(report)
-            if done % self.plan.every_steps == 0 or done >= self.plan.target:
-                self._record_step()
+            self.reporter.settle(report, self.state.step, done, self.manager.last_success)
         if self.group.is_main:
-            if report.judgement.verdict is Verdict.ok:
+            if report.judgement.is_good:
                 self.probation.advance()
-            if done % self.checkpoint.every_steps == 0 and done < self.plan.target:
+            if is_saving:
                 self._save()
         if report.stop_requested and done < self.plan.target:
             return Phase.STOP
@@ -255,27 +247,20 @@ class Trainer:
     def _roll_back(self) -> Phase:
         start = time.perf_counter()
         self._close_stream()
-        decision = self.group.broadcast(self._decide_rollback() if self.group.is_main else None)
-        if decision["exhausted"]:
+        decision = self.group.broadcast(self._decide() if self.group.is_main else None)
+        if "option" in decision:
+            budget = 2 * decision["rollbacks"] + 1
             raise RollbackExhaustedError(
-                f"the state went bad {decision['rollbacks'] + 1} times, and "
-                f"{decision['rollbacks']} rollbacks are allowed",
-                where=f"data step {self._bad_step}",
+                f"the state went bad {decision['rollbacks'] + 1} times, and the budget of rollbacks is spent",
+                where=f"data step {self._bad_step}: {decision['what']}",
                 fix="read the `rollback` records of ledger.jsonl; to go on, submit the same request with "
-                f"resilience.max_rollbacks={2 * decision['rollbacks'] + 1}",
+                f"{decision['option']}={budget}",
             )
-        self.manager.load(decision["target"], self.state)
+        self._load(decision["target"], start, {})
+        self.origin = replace(self.origin, line=decision["line"])
         self.probation.clear()
-        self._since_record.clear()
-        self.observer.record(
-            "restore",
-            step=self.state.step,
-            data_step=self.state.data_step,
-            checkpoint=layout.name_of(decision["target"]),
-            seconds=time.perf_counter() - start,
-            passed_over={},
-        )
-        self._open_stream(decision["jumped"])
+        self.reporter.forget()
+        self._open_stream()
         return Phase.STEP
 
     def _stop(self) -> Phase:
@@ -290,82 +275,38 @@ class Trainer:
         self._save_last()
         return Phase.END
 
-    # --- what rank 0 decides
-    # --------------------------------------------------------------------------------------
-
-    def _find_start(self) -> dict[str, Any] | None:
-        """Carry out what the ledger decided before this start, then find the newest good checkpoint."""
-        self.manager.clear_temporary()
-        self._carry_out_rollbacks()
-        found: Found | None = self.manager.newest_good()
-        if found is None:
-            return None
-        self.manager.abandon(list(found.passed_over), "damaged")
-        passed_over = {layout.name_of(step): why for step, why in found.passed_over.items()}
-        return {"data_step": found.data_step, "passed_over": passed_over}
-
-    def _carry_out_rollbacks(self) -> None:
-        lines = {data_step: manifest.line for data_step, manifest in self.manager.manifests().items()}
-        decisions = self.ledger.decisions()
-        self.manager.abandon(decisions.abandoned(lines), f"rollback-{decisions.line:03d}")
-
-    def _decide_rollback(self) -> dict[str, Any]:
-        """Choose where to go back to and what to jump over; in the ledger before anything is touched."""
-        report = self._report
-        assert report is not None
-        if not self.manager.still_owner():
-            raise CheckpointError(
-                "a newer attempt owns this run; this one decides nothing more",
-                where=str(self.manager.directory),
-            )
-        self.manager.wait()
-        self.probation.settle()
-        rollbacks = self.ledger.decisions().line
-        if rollbacks >= self.resilience.max_rollbacks:
-            self.ledger.append("exhausted", at=self._bad_step, rollbacks=rollbacks)
-            return {"exhausted": True, "rollbacks": rollbacks}
-        found = self.manager.newest_good(healthy_only=True, at_most=self._bad_step)
-        if found is None:
-            raise CheckpointError(
-                "there is no healthy checkpoint to return to",
-                where=str(self.manager.directory),
-                fix="start a new run with another `train.seed=`",
-            )
-        stop = self._bad_step + 1
-        window = [max(found.data_step, stop - self.resilience.skip_window_steps), stop]
-        why = _why(report)
-        self.ledger.append("rollback", target=found.data_step, at=self._bad_step, window=window, **why)
-        newer = [step for step in layout.data_steps(self.manager.directory) if step > found.data_step]
-        self.manager.abandon(newer, f"rollback-{rollbacks + 1:03d}")
-        self.origin = Origin(
-            self.origin.world_size, self.origin.config_hash, rollbacks + 1, self.origin.versions
-        )
-        self.observer.record(
-            "rollback",
-            step=self.state.step,
-            data_step=self._bad_step,
-            target=found.data_step,
-            window_start=window[0],
-            window_stop=window[1],
-            steps_discarded=self._bad_step - found.data_step,
-            abandoned=len(newer),
-            **why,
-        )
-        return {"exhausted": False, "target": found.data_step, "jumped": self._jumped()}
-
-    def _jumped(self) -> dict[str, list[int]]:
-        """Data steps that the ledger says not to train on, by decision."""
-        decisions = self.ledger.decisions()
-        windows, skipped = decisions.windows, decisions.skipped - decisions.windows
-        return {"windows": sorted(windows), "skipped": sorted(skipped)}
-
     # --- small acts
     # -----------------------------------------------------------------------------------------------
 
-    def _open_stream(self, jumped: dict[str, list[int]]) -> None:
-        self._skipped = set(jumped["skipped"])
+    def _load(self, data_step: int, start: float, passed_over: dict[int, str]) -> None:
+        """Take the state of a checkpoint; `start` is when looking for it began."""
+        self.manager.load(data_step, self.state)
+        self.settings.faults.happened.clear()
+        self.observer.record(
+            "restore",
+            step=self.state.step,
+            data_step=self.state.data_step,
+            checkpoint=layout.name_of(data_step),
+            seconds=time.perf_counter() - start,
+            passed_over={layout.name_of(each): why for each, why in passed_over.items()},
+        )
+
+    def _decide(self) -> dict[str, Any]:
+        """Rank 0's decision about a rollback, as it is broadcast."""
+        report = self._report
+        assert report is not None
+        decided = self.recovery.roll_back(self._bad_step, self.state.step, report.judgement)
+        if isinstance(decided, Exhausted):
+            return {**decided._asdict(), "what": report.judgement.what}
+        return decided._asdict()
+
+    def _open_stream(self) -> None:
+        """Go on from here, as the ledger says."""
+        if self.group.is_main:
+            self.samples.start(self.state.data_step)
+        self._course = Course(**self.group.broadcast(self.recovery.course() if self.group.is_main else None))
         ahead = range(self.state.data_step, self.plan.target)
-        without = self._skipped.union(jumped["windows"])
+        without = {*self._course.skipped, *self._course.windows}
         self._stream = self.batches(data_step for data_step in ahead if data_step not in without)
 
     def _close_stream(self) -> None:
@@ -377,22 +318,75 @@ class Trainer:
         """Whether the last update, which no step has looked at since, left a value that is not finite."""
         if self._report is None:  # nothing was done in this round
             return False
-        bad = (~self.state.is_finite()).to(torch.float32).view(1)
+        bad = (~self.state.norms().finite).to(torch.float32).view(1)
         self.group.sum_(bad)
         if not bool(bad):
-            return False
-        self._bad_step = self.state.data_step - 1
+            return self._do_replicas_differ()
         what = "a parameter, buffer or optimizer value is not finite"
-        judgement = Judgement(Verdict.rollback, "state", "nonfinite", what)
-        self._report = self._report._replace(judgement=judgement)
+        self._condemn(Judgement(Verdict.rollback, "state", "nonfinite", what))
         return True
+
+    def _do_replicas_differ(self) -> bool:
+        """Whether the ranks no longer hold the same bits."""
+        with self.clock("reduce"):
+            what = self._replicas.difference(self.state)
+        if what:
+            self._condemn(Judgement(Verdict.rollback, "state", "replicas_differ", what))
+        return bool(what)
+
+    def _condemn(self, judgement: Judgement) -> None:
+        """Judge the last step anew, by what it left behind."""
+        assert self._report is not None
+        self._bad_step = self.state.data_step - 1
+        self._report = self._report._replace(judgement=judgement)
+        self._capture(self._bad_step)
+
+    def _capture(self, data_step: int) -> None:
+        """Keep what is needed to compute the last step again."""
+        report, loaded = self._report, self._loaded
+        assert report is not None
+        assert loaded is not None
+        ranks = self.group.gather(
+            {
+                "image_ids": loaded.image_ids,
+                "epochs": loaded.epochs,
+                "own": report.own,
+                "statistics": report.statistics,
+                "planted": self.settings.faults.happened,
+            }
+        )
+        if self.group.is_main:
+            self.capsules.write(
+                data_step,
+                report.judgement,
+                ledger_records=sum(1 for _ in self.ledger.read()),
+                facts={
+                    "step": self.state.step,
+                    "world_size": self.group.size,
+                    "device": self.group.device.type,
+                    "threads": torch.get_num_threads(),
+                    "calm": report.calm,
+                    "loss": report.loss,
+                    "terms": report.terms,
+                    "gradient_norm": report.gradient_norm,
+                    "ranks": ranks,
+                },
+            )
 
     def _save(self, *, wait: bool = False) -> None:
         with self.clock("checkpoint"):
             self.manager.wait()
             self.probation.settle()  # also where every step saves, and a write is always under way
+            self._log_samples()
             self.manager.save(self.state, self.origin, wait=wait)
-        self.probation.add(self.state.data_step)
+        self.probation.add(self.state.data_step, fit=self.state.guard.consecutive_spikes == 0)
+
+    def _log_samples(self) -> None:
+        """Before the checkpoint that holds them; on a full disk it waits for the next one."""
+        try:
+            self.samples.flush()
+        except OSError as error:
+            self.observer.record("sample_log", data_step=self.state.data_step, what=str(error))
 
     def _save_last(self) -> None:
         """The checkpoint that the next round or the user goes on from; without it this round has failed."""
@@ -400,61 +394,3 @@ class Trainer:
             self.manager.wait()
             if self.manager.latest() != self.state.data_step:
                 self._save(wait=True)
-
-    def _count(self, report: StepReport, seconds: float) -> None:
-        self.totals.seconds += seconds
-        self.totals.images += self.plan.global_batch
-        if report.judgement.verdict is Verdict.ok:
-            self.totals.steps += 1
-        for name, value in report.counts.items():
-            self.totals.counts[name] = self.totals.counts.get(name, 0.0) + value
-
-    def _record_step(self) -> None:
-        """One `step` record: the last step, and the extremes since the record before."""
-        reports, self._since_record = self._since_record, []
-        if not self.group.is_main:
-            return
-        last = reports[-1]
-        data_step = self.state.data_step - 1
-        self.observer.record(
-            "step",
-            step=self.state.step,
-            data_step=self.state.data_step,
-            loss=last.loss,
-            loss_min=_least([report.loss for report in reports]),
-            loss_max=_greatest([report.loss for report in reports]),
-            terms=last.terms,
-            lr=self.plan.learning_rate(data_step),
-            momentum=self.plan.momentum(data_step),
-            gradient_norm=last.gradient_norm,
-            gradient_norm_min=_least([report.gradient_norm for report in reports]),
-            gradient_norm_max=_greatest([report.gradient_norm for report in reports]),
-            images=self.totals.images,
-            steps=self.totals.steps,
-            seconds=self.totals.seconds,
-            phases=self.totals.phases,
-            statistics=last.statistics,
-            counts=self.totals.counts,
-            target=self.plan.target,
-            micro_batches=self.plan.micro_batches,
-            # BatchNorm statistics are those of one micro-batch over all ranks.
-            batch_norm_count=self.plan.global_batch / self.plan.micro_batches,
-            checkpoint_step=self.manager.last_success[0],
-            checkpoint_time=self.manager.last_success[1],
-        )
-
-
-def _why(report: StepReport) -> dict[str, str]:
-    """The reason of a verdict, as ledger and journal record it."""
-    judgement = report.judgement
-    return {"where": judgement.where, "reason": judgement.reason, "what": judgement.what}
-
-
-def _least(values: list[float]) -> float:
-    """The minimum; NaN if any value is, so that one bad step never vanishes between two records."""
-    return math.nan if any(math.isnan(value) for value in values) else min(values)
-
-
-def _greatest(values: list[float]) -> float:
-    """The maximum; NaN if any value is."""
-    return math.nan if any(math.isnan(value) for value in values) else max(values)

@@ -97,7 +97,7 @@ class Byol:
         """L_scene of each image; may run under autocast, the loss itself is at least fp32."""
         scenes = embed_scenes(self.online, self.target, views.scenes)
         loss = scene_loss(scenes, scale=self._scale)
-        return LossTerms(loss, {"scene": loss.detach()}, scene_statistics(scenes))
+        return LossTerms(loss, {"scene": loss}, scene_statistics(scenes))
 
     def update_target(self, momentum: float) -> None:
         """Move the target's parameters towards the online ones."""

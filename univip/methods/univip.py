@@ -71,7 +71,7 @@ class UniVip:
         }
         return LossTerms(
             total=torch.stack(list(terms.values())).sum(dim=0),
-            terms={name: term.detach() for name, term in terms.items()},
+            terms=terms,
             statistics=scene_statistics(scenes) | {"sinkhorn_residual": correspondence.residual},
         )
 

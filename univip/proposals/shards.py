@@ -8,25 +8,30 @@ not tell how it was cut: its bytes are the same for any number of shards and pro
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import PIL
 import pyarrow as pa
 
-from univip.atomic import replacing
+from univip.atomic import remove_leftovers, replacing
 from univip.config import DataConfig, ProposalsConfig
 from univip.data import proposals as store_format
 from univip.data.images import ImageIndex
 from univip.data.proposals import OK, RAW, ProposalStore, column, file_sha256, report_path
 from univip.errors import DataError, UnivipError
 from univip.observe import Observer
+from univip.proposals.cut import FOLDER, count_shards, cut, search_seconds, shard_file
 from univip.proposals.pool import SearchResult, SearchSettings, SearchTask, search_images
 from univip.proposals.search import VERSION
 
@@ -47,25 +52,39 @@ class ShardedSearch:
     """
 
     def __init__(
-        self, index: ImageIndex, data: DataConfig, proposals: ProposalsConfig, run_dir: Path
+        self,
+        index: ImageIndex,
+        data: DataConfig,
+        proposals: ProposalsConfig,
+        run_dir: Path,
+        borders: Sequence[int] | None = None,
     ) -> None:
-        """Shards lie in `run_dir/shards`, the store in `run_dir`; photographs in `data.root`."""
+        """Shards lie in `run_dir/shards`, the store in `run_dir`; photographs in `data.root`.
+
+        `borders` says where shards begin and end, as `univip.proposals.cut.cut` has it; by default it is
+        asked, for the cores of this machine.
+        """
         self._index = index
         self._root = Path(data.root)
         self._processes = proposals.processes
+        self._timeout_s = proposals.image_timeout_s
         self._run_dir = run_dir
         self._settings = SearchSettings(
             mode=str(proposals.mode),
+            engine=str(proposals.engine),
             min_sizes=tuple(proposals.min_sizes),
             max_ratio=proposals.max_ratio,
             max_iou=proposals.max_iou,
             exif=index.exif,
             max_pixels=data.max_pixels,
         )
-        step = proposals.shard_images
-        self.shards = [range(start, min(start + step, len(index))) for start in range(0, len(index), step)]
+        if borders is None:
+            borders = make_borders(index, proposals)
+        self.shards = [range(start, stop) for start, stop in pairwise(borders)]
         self.provenance: dict[str, Any] = {
+            "store": store_format.FORMAT,
             "mode": str(proposals.mode),
+            "engine": str(proposals.engine),
             "min_sizes": list(proposals.min_sizes),
             "max_ratio": proposals.max_ratio,
             "max_iou": proposals.max_iou,
@@ -95,7 +114,7 @@ class ShardedSearch:
             results = self._search(shard, observer)
             core_seconds = sum(result.seconds for result in results)
             report = self._finish(
-                path, rows, self._to_rows(rows, results), time.perf_counter() - start, core_seconds
+                path, rows, [self._to_rows(rows, results)], time.perf_counter() - start, core_seconds
             )
         failed = {reason: len(paths) for reason, paths in report["failed"].items()}
         _record(observer, shard, len(rows), len(rows), report["boxes"][RAW], failed)
@@ -117,13 +136,16 @@ class ShardedSearch:
         if done is not None:
             return done
         reports = self._finished_shards()
-        stores = [ProposalStore.open(self._shard_path(shard)) for shard in range(len(self.shards))]
         self.refuse_useless(reports)
-        [rows] = pa.Table.from_batches([store.rows for store in stores]).combine_chunks().to_batches()
         seconds, core_seconds = (
             sum(report[name] for report in reports) for name in ("seconds", "core_seconds")
         )
-        return self._finish(path, everything, rows, seconds, core_seconds)
+        return self._finish(path, everything, self._shard_rows(), seconds, core_seconds)
+
+    def _shard_rows(self) -> Iterator[pa.RecordBatch]:
+        """Rows of all shards in order; only one shard is mapped at a time."""
+        for shard in range(len(self.shards)):
+            yield from ProposalStore.open(self._shard_path(shard)).batches
 
     def refuse_useless(self, reports: Sequence[Report]) -> None:
         """Look at the reports of all shards.
@@ -135,6 +157,8 @@ class ShardedSearch:
             reason for report in reports for reason, paths in report["failed"].items() for _ in paths
         )
         if failed.total() == len(self._index):
+            for shard in range(len(self.shards)):  # so that each is searched again
+                report_path(self._shard_path(shard)).unlink(missing_ok=True)
             raise DataError(
                 f"at least one of the {len(self._index)} images must be usable, but none is: "
                 f"{', '.join(f'{number} {reason}' for reason, number in failed.items())}.",
@@ -143,7 +167,7 @@ class ShardedSearch:
             )
 
     def _shard_path(self, shard: int) -> Path:
-        return self._run_dir / "shards" / f"shard-{shard:05d}.arrow"
+        return self._run_dir / FOLDER / shard_file(shard)
 
     def _search(self, shard: int, observer: Observer) -> list[SearchResult]:
         """Results of a shard in the order of its rows, reporting on the way."""
@@ -155,7 +179,8 @@ class ShardedSearch:
         results: dict[int, SearchResult] = {}
         boxes, failed, recorded = 0, Counter[str](), time.monotonic()
         # Closed at once when a signal ends the loop; else the pool would search the rest before we may exit.
-        with closing(search_images(tasks, self._settings, processes=self._processes)) as finished:
+        searching = search_images(tasks, self._settings, processes=self._processes, timeout_s=self._timeout_s)
+        with closing(searching) as finished:
             for position, result in finished:
                 results[position] = result
                 boxes += len(result.raw)
@@ -177,10 +202,14 @@ class ShardedSearch:
         return store_format.make_rows(self._index.ids[part], self._index.sizes[part], statuses, lists)
 
     def _finish(
-        self, path: Path, rows: range, boxes: pa.RecordBatch, seconds: float, core_seconds: float
+        self, path: Path, rows: range, boxes: Iterable[pa.RecordBatch], seconds: float, core_seconds: float
     ) -> Report:
         """Write a store, then the report that makes it count as finished."""
-        store_format.write_store(path, boxes, self.provenance)
+        for each in (path, report_path(path)):
+            remove_leftovers(each)
+        # The version of the code is told and not compared: a new release keeps what an old one has made.
+        made_by = {"code_version": importlib.metadata.version("univip")}
+        store_format.write_store(path, boxes, self.provenance | made_by)
         store = ProposalStore.open(path)
         failed = store.failed()
         lost = {image_id for ids in failed.values() for image_id in ids}
@@ -216,6 +245,8 @@ class ShardedSearch:
         """Reports of all shards, if all are finished."""
         found = [self._finished(self._shard_path(shard), rows) for shard, rows in enumerate(self.shards)]
         unfinished = [str(shard) for shard, report in enumerate(found) if report is None]
+        for shard in unfinished:  # what does not count any more must not look finished to the next request
+            report_path(self._shard_path(int(shard))).unlink(missing_ok=True)
         if unfinished:
             raise UnivipError(
                 f"all {len(found)} shards must be finished before the merge, but {len(unfinished)} are not.",
@@ -226,6 +257,26 @@ class ShardedSearch:
 
     def _paths(self, image_ids: Iterable[int]) -> list[str]:
         return [self._index.path(self._index.row(image_id)) for image_id in image_ids]
+
+
+def make_borders(index: ImageIndex, proposals: ProposalsConfig, num_shards: int = 0) -> list[int]:
+    """Borders of the shards of an index.
+
+    Args:
+        index: The photographs.
+        proposals: Search engine and mode, and how large a shard is to be.
+        num_shards: How many; 0 asks for shards of `shard_minutes` on as many cores as this machine has.
+    """
+    pixels = index.sizes.astype(np.int64).prod(1).tolist()
+    if not num_shards:
+        cores = proposals.processes or len(os.sched_getaffinity(0))
+        num_shards = count_shards(
+            len(index),
+            search_seconds(sum(pixels), str(proposals.engine), str(proposals.mode)),
+            shard_core_seconds=60 * proposals.shard_minutes * cores,
+            most_images=proposals.shard_images,
+        )
+    return cut(pixels, min(num_shards, len(index)))
 
 
 def _num_failed(report: Report) -> int:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ class Rollback:
         target: Data step of the checkpoint returned to.
         at: Data step after which the state was found bad.
         window: Data steps [start, stop) that will not be trained on.
+        calm_steps: Data steps after the target that are computed calmly.
     """
 
     target: int
     at: int
     window: tuple[int, int]
+    calm_steps: int = 0
 
 
 @dataclass
@@ -49,6 +52,11 @@ class Decisions:
     def windows(self) -> set[int]:
         """Data steps that rollbacks jump over."""
         return {step for rollback in self.rollbacks for step in range(*rollback.window)}
+
+    @property
+    def calm(self) -> list[tuple[int, int]]:
+        """Stretches [start, stop) of data steps to be computed calmly."""
+        return [(each.target, each.target + each.calm_steps) for each in self.rollbacks if each.calm_steps]
 
     def abandoned(self, checkpoints: dict[int, int]) -> list[int]:
         """Checkpoints of futures the run turned away from.
@@ -117,13 +125,15 @@ class Ledger:
                 ) from None
             yield record
 
-    def decisions(self) -> Decisions:
-        """What the records mean for training."""
+    def decisions(self, records: int | None = None) -> Decisions:
+        """What the records mean for training; or the first ones, as they once were all."""
         decisions = Decisions()
-        for record in self.read():
+        for record in islice(self.read(), records):
             if record["kind"] == "skip":
                 decisions.skipped.add(record["data_step"])
             elif record["kind"] == "rollback":
                 start, stop = record["window"]
-                decisions.rollbacks.append(Rollback(record["target"], record["at"], (start, stop)))
+                decisions.rollbacks.append(
+                    Rollback(record["target"], record["at"], (start, stop), record.get("calm_steps", 0))
+                )
         return decisions

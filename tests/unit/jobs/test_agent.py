@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import pytest
 
 from jobs.agent import ENDED, _judge
+from jobs.nodes import Report
 from jobs.outcomes import Cause, ExitCode, Outcome
 
 DONE = Outcome(ExitCode.DONE)
@@ -37,17 +37,32 @@ EXHAUSTED = Outcome(ExitCode.EXHAUSTED, Cause.NONFINITE, "three lines")
     ],
 )
 def test_a_round_is_judged_by_its_most_decided_rank(
-    tmp_path: Path,
     outcomes: list[Outcome | None],
     exit_code: int,
     expected: tuple[ExitCode, Cause],
 ) -> None:
-    for rank, outcome in enumerate(outcomes):
-        if outcome:
-            outcome.save(tmp_path / f"rank-{rank}.json")
-
-    judged = _judge(tmp_path, 0, exit_code)
+    judged = _judge([Report(0, exit_code, [each for each in outcomes if each])], [])
 
     assert (judged.exit_code, judged.cause) == expected
     if CRASHED in outcomes:
         assert "no memory" in judged.message
+
+
+@pytest.mark.parametrize(
+    ("reports", "lost", "expected"),
+    [
+        ([Report(0, ENDED, [DONE, DONE]), Report(2, ENDED, [DONE, DONE])], [], (ExitCode.DONE, Cause.DONE)),
+        ([Report(0, 1, [LOST_PEER, LOST_PEER])], [1], (ExitCode.CRASH, Cause.NODE_FAILURE)),
+        ([Report(-1, 0)], [1], (ExitCode.CRASH, Cause.NODE_FAILURE)),  # seen by its silence first
+        ([Report(-1, 0), Report(3, 1, [CRASHED])], [], (ExitCode.CRASH, Cause.OUT_OF_MEMORY)),
+        ([Report(0, 1, [LOST_PEER]), Report(3, -9)], [], (ExitCode.CRASH, Cause.KILLED)),
+        # All was saved before the other node went away.
+        ([Report(0, ENDED, [DONE, DONE])], [1], (ExitCode.DONE, Cause.DONE)),
+    ],
+)
+def test_a_round_on_several_nodes_has_one_outcome(
+    reports: list[Report], lost: list[int], expected: tuple[ExitCode, Cause]
+) -> None:
+    judged = _judge(reports, lost)
+
+    assert (judged.exit_code, judged.cause) == expected

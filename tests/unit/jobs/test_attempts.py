@@ -70,23 +70,50 @@ def test_a_dead_owner_does_not_keep_the_run(tmp_path: Path) -> None:
         assert next_one.number == 2
 
 
-@pytest.mark.parametrize(("job_id", "is_refused"), [("7", False), ("8", True), ("", True)])
-def test_a_requeued_job_takes_over_from_the_host_it_died_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_id: str, is_refused: bool
+@pytest.mark.parametrize(
+    ("mine", "scontrol", "is_refused"),
+    [
+        (("7", "1"), "exit 1", False),  # requeued: one execution of a job at a time, whatever SLURM says
+        (("7", "0"), "exit 1", True),
+        (("8", "0"), "echo JobId=7 JobState=RUNNING Restarts=0", True),
+        (("8", "0"), "echo JobId=7 JobState=RUNNING Restarts=1", False),  # but not this execution of it
+        (("8", "0"), "echo JobId=7 JobState=NODE_FAIL Restarts=0", False),
+        (("8", "0"), "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", False),
+        (("8", "0"), "echo Unable to contact slurm controller >&2; exit 1", True),
+        (("", "0"), "echo JobId=7 JobState=COMPLETED Restarts=0", False),
+        (("", "0"), "exit 1", True),
+    ],
+)
+def test_a_job_takes_over_from_one_that_slurm_has_ended_on_another_host(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mine: tuple[str, str],
+    scontrol: str,
+    is_refused: bool,
 ) -> None:
+    for name, text in {"scontrol": scontrol, "sacct": "echo 2026-01-01T00:00:00|NODE_FAIL"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text.replace('|', chr(92) + '|')}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with attempt(tmp_path, "train") as dead:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with attempt(run_dir, "train") as dead:
         pass
-    path = dead.directory(tmp_path) / "attempt.json"
+    path = dead.directory(run_dir) / "attempt.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ended": None, "host": "node-that-died"}))
-    monkeypatch.setenv("SLURM_JOB_ID", job_id)
+    job_id, restart = mine
+    monkeypatch.setenv("SLURM_JOB_ID", job_id) if job_id else monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
 
     if is_refused:
-        with pytest.raises(RunBusyError, match="node-that-died"), attempt(tmp_path, "train"):
+        with pytest.raises(RunBusyError, match="node-that-died"), attempt(run_dir, "train"):
             pytest.fail("two owners")
     else:
-        with attempt(tmp_path, "train") as mine:
-            assert mine.number == 2
+        with attempt(run_dir, "train") as taken:
+            assert taken.number == 2
+        if job_id:
+            assert read_attempts(run_dir)[0].cause == "node_failure"
 
 
 def test_a_reused_pid_is_not_the_owner() -> None:

@@ -15,8 +15,9 @@ import pytest
 from jobs import base
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
+from jobs.outcomes import Cause, Outcome
 from monitoring.journal import read
-from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
+from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.scan import scan
 from univip.errors import RollbackExhaustedError
 
@@ -27,6 +28,7 @@ def _signals_and_umask_as_before() -> Iterator[None]:
     before = [signal.getsignal(number) for number in numbers]
     umask = os.umask(0o022)
     yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     os.umask(umask)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
@@ -41,7 +43,9 @@ def run_dir(tmp_path: Path) -> Path:
     for number in range(2):
         PIL.Image.effect_noise((80, 70), 60 + number).save(photographs / f"{number}.png")
     data = DataConfig(format=DataFormat.folder, root=str(photographs))
-    boxes = ProposalsConfig(mode=SearchMode.single, min_sizes=[8], shard_images=1, processes=1)
+    boxes = ProposalsConfig(
+        mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[8], shard_images=1, processes=1
+    )
     fingerprint = scan(data).fingerprint
     store(Config(data=data, proposals=boxes), RunHeader(run.name, RunKind.proposals, fingerprint, 2), run)
     return run
@@ -58,6 +62,35 @@ def test_the_stages_of_the_boxes_leave_a_store_attempts_and_a_journal(run_dir: P
     assert {record["stage"] for record in records if record["kind"] == "attempt"} == {"proposals"}
     assert [record["state"] for record in records if record["kind"] == "run"][-1] == "done"
     assert [record["shard"] for record in records if record["kind"] == "shard"] == [1, 1, 0, 0, 1, 1]
+
+
+def test_training_does_not_begin_on_a_damaged_store(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for kind in ("prepare", "shards", "merge"):
+        assert base.run_job(kind, str(run_dir)) == 0
+    train = run_dir.parent / "univip-1"
+    train.mkdir()
+    header = replace(load_header(run_dir), id=train.name, kind=RunKind.train, proposals=run_dir.name)
+    store(load(run_dir), header, train)
+    path = run_dir / "proposals.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+    assert base.run_job("train", str(train)) == 77
+
+    error = capfd.readouterr().err
+    assert "`proposals.arrow` must have the SHA-256" in error
+    assert f"fix:   rm -f {path} {path.with_suffix('.json')}; univip resume {run_dir.name}" in error
+    assert not list(train.glob("attempts/*/round-*"))
+
+
+def test_an_element_of_a_long_array_searches_every_so_many_shards(run_dir: Path) -> None:
+    base.run_job("prepare", str(run_dir))
+
+    assert base.run_job("shard:0/1", str(run_dir)) == 0
+
+    assert [record["shard"] for record in read(run_dir) if record["kind"] == "shard"] == [0, 0, 1, 1]
+    assert base.run_job("merge", str(run_dir)) == 0
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("700", 0o700), ("755", 0o755)])
@@ -166,29 +199,21 @@ def test_a_stage_stops_once_its_parent_is_gone(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "process", "is_cancelled", "is_requeued"),
-    [(75, "0", False, True), (75, "1", False, False), (75, "0", True, False), (1, "0", False, False)],
+    ("code", "cause", "is_requeued"),
+    [(75, Cause.PREEMPTION, True), (75, Cause.CANCELLED, False), (1, Cause.CRASH, False)],
 )
 def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_queue(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    code: int,
-    process: str,
-    is_cancelled: bool,
-    is_requeued: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, cause: Cause, is_requeued: bool
 ) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_PROCID", process)
-    monkeypatch.setattr(base, "run_job", lambda *_: code)
-    if is_cancelled:
-        (tmp_path / "cancelled").touch()
+    monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(code, cause))
 
     with pytest.raises(SystemExit) as ended:
-        base.run_slurm_job("train", str(tmp_path))
+        base.run_slurm_job("evaluate", str(tmp_path))
 
     assert ended.value.code == code
     asked = tmp_path / "asked"
@@ -196,9 +221,28 @@ def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_q
 
 
 def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(base, "run_job", lambda *_: 0)
+    monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(0))
 
-    base.run_slurm_job("train", str(tmp_path))
+    base.run_slurm_job("evaluate", str(tmp_path))
+
+
+@pytest.mark.parametrize(("deaths", "code"), [(2, 0), (9, 1)])
+def test_an_agent_that_is_killed_is_started_again_within_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, code: int
+) -> None:
+    """The stand-in for the interpreter kills itself a few times."""
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/starts\n'
+        f"[ $(wc -l < {tmp_path}/starts) -gt {deaths} ] || kill -KILL $$\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+    assert base._keep_agent("/runs/a-1") == code
+
+    starts = (tmp_path / "starts").read_text().splitlines()
+    assert set(starts) == {"-m jobs.base slurm-agent /runs/a-1"}
+    assert len(starts) == min(deaths + 1, 4)
 
 
 def test_an_attempt_says_who_owns_it(run_dir: Path) -> None:

@@ -74,7 +74,9 @@ def save_checkpoint(config: Config, run_dir: Path) -> None:
     with torch.no_grad():
         for parameter in method.online.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    state = TrainState(method, make_optimizer(config.optim, method.online), Guard(1), data_step=9)
+    state = TrainState(
+        method, make_optimizer(config.optim, method.online), Guard(config.resilience), data_step=9
+    )
     CheckpointManager(run_dir / "checkpoints").save(state, Origin(), wait=True)
 
 

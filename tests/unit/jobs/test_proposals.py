@@ -16,7 +16,7 @@ from jobs.config import Config
 from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
 from univip.data.images import ImageIndex
 from univip.data.proposals import ProposalStore
-from univip.errors import DataError
+from univip.errors import DataError, UnivipError
 from univip.observe import NullObserver
 
 
@@ -108,6 +108,54 @@ def test_without_a_usable_photograph_the_shards_are_refused_and_searched_again(
     proposals.run_shards(config, run_dir, observer)
 
     assert proposals.merge(config, run_dir)["failed"] == {}
+
+
+def test_shards_stay_as_they_were_cut(config: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    proposals.prepare(config, run_dir, num_shards=3)
+    before = (run_dir / "images.json").read_bytes()
+    one = replace(config, proposals=replace(config.proposals, shard_images=5000))
+
+    proposals.prepare(one, run_dir, num_shards=1)
+
+    assert proposals.num_shards(one, run_dir) == 3
+    assert (run_dir / "images.json").read_bytes() == before
+
+
+def test_there_are_no_more_shards_than_usable_photographs(config: Config, tmp_path: Path) -> None:
+    proposals.prepare(config, tmp_path / "run", num_shards=10)
+
+    assert proposals.num_shards(config, tmp_path / "run") == 3
+
+
+def test_a_photograph_that_became_unreadable_does_not_change_the_index(
+    config: Config, tmp_path: Path
+) -> None:
+    """Its length is as before, so the run is the same one; but rows must not move under finished shards."""
+    proposals.prepare(config, tmp_path / "run")
+    path = tmp_path / "data" / "1.png"
+    path.write_bytes(bytes(path.stat().st_size))
+
+    with pytest.raises(DataError, match="the 3 photographs that could be read at first") as caught:
+        proposals.prepare(config, tmp_path / "run")
+    assert "remove" in caught.value.fix
+
+
+def test_a_merge_that_finds_a_damaged_shard_leaves_it_to_be_searched_again(
+    config: Config, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    proposals.prepare(config, run_dir)
+    proposals.run_shards(config, run_dir, NullObserver())
+    path = run_dir / "shards" / "shard-00001.arrow"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    with pytest.raises(UnivipError, match="but 1 are not"):
+        proposals.merge(config, run_dir)
+
+    assert [each.name for each in sorted((run_dir / "shards").glob("*.json"))] == ["shard-00000.json"]
+    proposals.run_shard(config, run_dir, 1, NullObserver())
+    assert proposals.merge(config, run_dir)["images"] == 3
 
 
 @pytest.mark.slow

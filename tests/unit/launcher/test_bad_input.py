@@ -270,6 +270,7 @@ def test_photographs_in_folders_of_other_names_are_the_same_run_with_a_new_index
         with attempt(boxes, kind) as mine:
             mine.exit_code = 0
     write_json(boxes / "images.json", {"layout": "of other folders", "failed": {}})
+    write_json(boxes / "proposals.json", {"failed": {}})
 
     assert submit() == 0
 
@@ -312,7 +313,7 @@ def test_a_run_in_another_folder_is_found_by_what_it_says(
         assert run([word for word in words[1:] if word not in ("-f", "--watch")]) == 0
 
 
-@pytest.mark.parametrize("verb", ["show", "logs", "cancel", "resume", "digest", "export"])
+@pytest.mark.parametrize("verb", ["show", "logs", "cancel", "resume", "digest", "export", "audit"])
 @pytest.mark.parametrize(
     ("name", "says"),
     [

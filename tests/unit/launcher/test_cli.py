@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from jobs.attempts import start_ticks
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
-from jobs.requests import Request, stages_of
+from jobs.requests import Request, Stage, stages_of
 from launcher.cli.main import run
 from monitoring.journal import Journal
 from univip.config import DataConfig
@@ -234,35 +235,62 @@ def test_cancelling_what_does_not_run_is_no_error(run_dir: Path, capsys: pytest.
     assert "is not running" in capsys.readouterr().err
 
 
-def test_cancelling_on_slurm_marks_the_run_first(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scancel = run_dir / "scancel"
-    scancel.write_text(f'#!/bin/sh\nls {run_dir} > {run_dir}/seen; echo "$@" > {run_dir}/asked\n')
-    scancel.chmod(0o755)
-    monkeypatch.setenv("PATH", str(run_dir), prepend=os.pathsep)
-    write_json(run_dir / "jobs.json", {"jobs": [{"stage": "train", "id": "17"}]})
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for SLURM: three jobs wait; what is cancelled is written down, and what was seen then."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {
+        "squeue": 'echo "17|PENDING|Priority"; echo "18|PENDING|Dependency"; echo "20|PENDING|Dependency"',
+        "scancel": f'echo "$@" >> {folder}/asked; ls {tmp_path}/runs/* > {folder}/seen',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+def submitted(run_dir: Path, boxes: Path, train: str, shards: str = "17") -> None:
+    """Jobs of a pipeline: shards of boxes that may be shared, and a training of its own."""
+    request = Request("pipeline", [Stage("shards", boxes.name), Stage("train", run_dir.name)])
+    request.save(run_dir)
+    jobs = [
+        {"stage": "shards", "run": boxes.name, "id": shards},
+        {"stage": "train", "run": run_dir.name, "id": train},
+    ]
+    write_json(run_dir / "jobs.json", {"request": request.id, "jobs": jobs})
+    boxes.mkdir(exist_ok=True)
+    write_json(boxes / "jobs.json", {"request": request.id, "jobs": jobs[:1]})
+
+
+def test_cancelling_on_slurm_marks_the_run_and_its_boxes_first(run_dir: Path, slurm: Path) -> None:
+    boxes = run_dir.parent / "proposals-1"
+    submitted(run_dir, boxes, "18")
 
     assert run(["cancel", "@last"]) == 0
 
-    assert (run_dir / "asked").read_text() == "--quiet 17\n"
-    assert "cancelled" in (run_dir / "seen").read_text().split()
+    assert (slurm / "asked").read_text().splitlines() == [
+        "--quiet --state=PENDING 17 18",
+        "--quiet --state=RUNNING --signal=USR2 17 18",
+    ]
+    assert (slurm / "seen").read_text().split().count("cancelled") == 2
     assert run(["status", "--json"]) == 0
 
 
-def test_cancelling_on_slurm_marks_the_boxes_of_the_request_too(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_cancelling_leaves_boxes_that_another_run_waits_for(
+    run_dir: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    boxes = run_dir.parent / "proposals-1"
-    boxes.mkdir()
-    Request("pipeline", stages_of("pipeline", "univip-1", "proposals-1", now=1.0)).save(run_dir)
-    write_json(run_dir / "jobs.json", {"jobs": [{"stage": "shards", "id": "17"}]})
-    scancel = run_dir / "scancel"
-    scancel.write_text("#!/bin/sh\n")
-    scancel.chmod(0o755)
-    monkeypatch.setenv("PATH", str(run_dir), prepend=os.pathsep)
+    boxes, other = run_dir.parent / "proposals-1", run_dir.parent / "other-1"
+    shutil.copytree(run_dir, other)
+    submitted(run_dir, boxes, "18")
+    submitted(other, boxes, "20")
 
-    assert run(["cancel", "@last"]) == 0
+    assert run(["cancel", run_dir.name]) == 0
 
-    assert (boxes / "cancelled").exists()
+    assert (slurm / "asked").read_text().splitlines()[0] == "--quiet --state=PENDING 18"
+    assert (run_dir / "cancelled").exists()
+    assert not (boxes / "cancelled").exists()
+    assert "made for other runs as well" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -326,14 +354,19 @@ def test_boxes_made_for_a_training_can_be_resumed(
     assert capsys.readouterr().out.splitlines()[-1] == boxes.name
 
 
-def test_an_epoch_without_a_sample_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["proposals", "show", "@last", "#0", "--epoch", "1"]) == 2
+@pytest.mark.parametrize("arguments", [["show", "#0"], ["stats"], ["stats", "@last", "--json"]])
+def test_boxes_that_are_not_there_yet_are_refused_with_the_next_command(
+    run_dir: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["proposals", *arguments]) == 2
 
-    assert "must come with `--sample`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must have boxes to show, but has none yet" in error
+    assert f"fix:   univip resume {run_dir.name}" in error
 
 
-@pytest.mark.parametrize("verb", ["digest", "export"])
-def test_a_digest_or_an_export_needs_a_checkpoint(
+@pytest.mark.parametrize("verb", ["digest", "export", "audit"])
+def test_what_reads_a_checkpoint_needs_a_checkpoint(
     run_dir: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([verb, "@last"]) == 1
@@ -350,3 +383,44 @@ def test_only_a_checkpoint_that_is_kept_can_be_exported(
     assert run(["export", "@last", "--data-step", "4"]) == 2
 
     assert "must be one of 3, 6, but is 4" in capsys.readouterr().err
+
+
+def test_replay_starts_a_process_of_its_own_and_ends_as_it_does(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def start(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", start)
+
+    assert run(["replay", "@last", "12", "--device", "cpu", "--float32", "--json"]) == 1
+    assert started == [
+        [
+            sys.executable,
+            "-m",
+            "jobs.replay",
+            str(run_dir),
+            "12",
+            "--device",
+            "cpu",
+            "--float32",
+            "--json",
+        ]
+    ]
+
+
+def test_show_lists_the_bad_steps_and_how_to_replay_them(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_dir / "anomalies" / "000000012"
+    folder.mkdir(parents=True)
+    capsule = {"data_step": 12, "verdict": "skip", "what": "the loss is not finite"}
+    write_json(folder / "capsule.json", capsule)
+
+    run(["show", "@last"])
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "skip at data step 12, the loss is not finite: univip replay univip-1 000000012" in shown

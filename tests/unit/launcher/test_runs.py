@@ -182,24 +182,6 @@ def test_a_process_that_was_refused_does_not_make_a_run_fail(root: Path) -> None
     assert (read_state(run_dir).state, read_state(run_dir).cause) == (State.stopped, "")
 
 
-def test_on_slurm_a_run_is_queued_until_something_begins_and_fails_by_its_attempt(root: Path) -> None:
-    run_dir = make_run(root, "a-1", submitted=1.0)
-    write_json(run_dir / "jobs.json", {"jobs": [{"stage": "train", "id": "7"}]})
-    assert read_state(run_dir).state is State.queued
-
-    make_attempt(root / "proposals-1", "merge", exit_code=77)
-
-    assert (read_state(run_dir).state, read_state(run_dir).cause) == (State.failed, "crash")
-
-
-def test_a_failure_before_the_request_does_not_count(root: Path) -> None:
-    run_dir = make_run(root, "a-1", submitted=time.time() + 100)
-    write_json(run_dir / "jobs.json", {"jobs": []})
-    make_attempt(root / "proposals-1", "merge", exit_code=1)
-
-    assert read_state(run_dir).state is State.queued
-
-
 def test_boxes_made_on_the_way_have_a_state_of_their_own(root: Path) -> None:
     run_dir = make_run(root, "proposals-1")
     make_attempt(run_dir, "prepare", exit_code=0)

@@ -15,6 +15,7 @@ from launcher.plan import Plan
 from launcher.sbatch import render_slurm, slurm_jobs, submit_slurm
 from univip.errors import ConfigError
 
+BLOCKED = Path(__file__).resolve().parents[3] / "jobs" / "blocked.py"
 CLUSTER = ClusterConfig(
     kind=ClusterKind.slurm,
     account="vision",
@@ -50,7 +51,12 @@ def test_the_script_of_training_asks_for_what_was_configured(tmp_path: Path) -> 
     script = render_slurm(slurm_jobs(make_plan(runs)))[3]
 
     folder = runs / "univip-1" / "submitit"
-    assert script.replace(str(folder), "FOLDER").replace(shlex.quote(sys.executable), "PYTHON") == GOLDEN
+    assert (
+        script.replace(str(folder), "FOLDER")
+        .replace(shlex.quote(sys.executable), "PYTHON")
+        .replace(str(BLOCKED), "BLOCKED")
+        == GOLDEN
+    )
 
 
 GOLDEN = """\
@@ -69,7 +75,6 @@ GOLDEN = """\
 #SBATCH --mem=102912M
 #SBATCH --no-kill
 #SBATCH --nodes=1-4
-#SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
 #SBATCH --output=FOLDER/%j_0_log.out
 #SBATCH --partition=gpu
@@ -82,9 +87,26 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 --no-kill \
---kill-on-bad-exit=0 --wait=0 PYTHON -u -m submitit.core._submit FOLDER
+srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 \
+--ntasks-per-node=1 --no-kill --kill-on-bad-exit=0 --wait=0 PYTHON -I -S BLOCKED \
+-u -m submitit.core._submit FOLDER
 """
+
+
+def test_a_signal_that_comes_while_python_starts_waits_until_it_is_answered() -> None:
+    """The signal is there before the first import; the module that answers it comes late."""
+    code = (
+        "import os, signal, time; time.sleep(0.1)\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: print('answered'))\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})\n"
+    )
+    shell = 'kill -USR2 $$; exec "$@"'
+    blocked = [sys.executable, "-I", "-S", str(BLOCKED), "-c"]
+    blocked += [f"import os; os.execvp('sh', {['sh', '-c', shell, 'sh', sys.executable, '-c', code]!r})"]
+
+    ran = subprocess.run(blocked, capture_output=True, text=True, check=False)
+
+    assert (ran.returncode, ran.stdout) == (0, "answered\n"), ran.stderr
 
 
 def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
@@ -95,6 +117,16 @@ def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
     assert shards["--array"] == "0-2%2"
     assert (shards["--cpus-per-task"], shards["--time"], shards["--nodes"]) == ("4", "30", "1")
     assert "--gpus-per-node" not in shards
+
+
+def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Path) -> None:
+    cluster = replace(CLUSTER, shard_time_h=0.5)
+
+    job = slurm_jobs(make_plan(tmp_path, cluster, num_shards=2300))[1]
+
+    assert job.kinds[::999] == ["shard:0/1000", "shard:999/1000"]
+    shards = flags(render_slurm([job])[0])
+    assert (shards["--array"], shards["--time"]) == ("0-999%50", "90")
 
 
 def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> None:
@@ -238,7 +270,7 @@ def test_a_refusal_of_one_job_withdraws_the_others(tmp_path: Path, slurm: Path) 
     with pytest.raises(SlurmUnavailableError, match="no such partition"):
         submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")))
 
-    assert (slurm / "cancelled").read_text() == "--quiet 100 101\n"
+    assert (slurm / "cancelled").read_text().splitlines()[0] == "--quiet --state=PENDING 100 101"
 
 
 def test_one_shard_needs_no_array(tmp_path: Path, slurm: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SlurmUnavailableError
-from launcher.slurm import cancel_jobs, living_jobs
+from launcher.slurm import JobState, accounted, cancel_jobs, living_jobs, queue
 
 
 def command(folder: Path, name: str, text: str) -> None:
@@ -17,10 +17,28 @@ def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_living_jobs_are_those_that_squeue_lists(bin_folder: Path) -> None:
-    command(bin_folder, "squeue", "printf '17\\n17\\n20\\n99\\n'")
+def test_living_jobs_wait_or_run_or_have_an_element_that_does(bin_folder: Path) -> None:
+    lines = [
+        "17|RUNNING|None",
+        "18|COMPLETED|None",
+        "19|FAILED|NonZeroExitCode",
+        "20|COMPLETED|None",
+        "20|PENDING|JobArrayTaskLimit",
+        "20|FAILED|NonZeroExitCode",
+        "21|PENDING|DependencyNeverSatisfied",
+        "99|RUNNING|None",
+    ]
+    text = "\\n".join(lines)
+    command(bin_folder, "squeue", f"printf '{text}\\n'")
 
-    assert living_jobs(["17", "18", "20"]) == {"17", "20"}
+    assert living_jobs(["16", "17", "18", "19", "20", "21"]) == {"17", "20"}
+    assert queue()["20"] == JobState("PENDING", "JobArrayTaskLimit")
+
+
+def test_the_accounting_says_how_jobs_ended(bin_folder: Path) -> None:
+    command(bin_folder, "sacct", "printf '7|CANCELLED by 0\\n8_0|COMPLETED\\n8_1|OUT_OF_MEMORY\\n'")
+
+    assert accounted(["7", "8"]) == {"7": JobState("CANCELLED"), "8": JobState("OUT_OF_MEMORY")}
 
 
 def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
@@ -30,7 +48,8 @@ def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
     cancel_jobs(["3"], now=True)
 
     assert (bin_folder / "asked").read_text().splitlines() == [
-        "--quiet 1 2",
+        "--quiet --state=PENDING 1 2",
+        "--quiet --state=RUNNING --signal=USR2 1 2",
         "--quiet --full --signal=KILL 3",
         "--quiet 3",
     ]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from jobs.outcomes import write_json
 from launcher.runs import RunState, State
 from launcher.summary import Summary, summarise
 
@@ -110,13 +111,18 @@ def test_boxes_are_counted_over_shards(tmp_path: Path) -> None:
             progress(0, 4, 1.0),
             progress(0, 8, 2.0),
             {"kind": "shard", "time": 2.0, "shard": 0, "state": "done"},
+            {"kind": "shard", "time": 2.0, "shard": 1, "state": "running"},
             progress(1, 4, 3.0),
         ],
     )
 
+    write_json(tmp_path / "images.json", {"shards": [0, 8, 16, 24]})
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shard-00000.json").touch()
+
     summary = summarise(tmp_path, RunState(State.running, "shards", attempt=1))
 
-    assert (summary.done, summary.target, summary.shards_done) == (12, 24, 1)
+    assert (summary.done, summary.target, summary.shards_done, summary.num_shards) == (12, 24, 1, 3)
     assert summary.rate == pytest.approx(4.0)
     assert summary.eta_s == pytest.approx(3.0)
 

@@ -65,7 +65,12 @@ def write_full_journal(run_dir: Path) -> None:
             steps=155,
             seconds=70.0,
             phases=dict.fromkeys(PHASES, 4.5),
-            statistics={"embedding_std_online": 0.9, "embedding_std_target": 0.8, "sinkhorn_residual": 1e-6},
+            statistics={
+                "embedding_std_online": 0.9,
+                "embedding_std_target": 0.8,
+                "sinkhorn_residual": 1e-6,
+                "norm_parameters": 3.0,
+            },
             counts={"too_small": 3, "fallback": 4, "substituted_missing": 1, "trials": 9},
         )
         rank.record("dropped", records=2)

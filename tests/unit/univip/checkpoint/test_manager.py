@@ -83,6 +83,30 @@ def test_later_changes_of_the_state_do_not_reach_a_checkpoint_being_written(
     assert torch.equal(state.values["a"], torch.full((3, 2), 4.0))
 
 
+def test_host_memory_is_taken_once_and_again_only_where_a_tensor_is_another(
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[dict[str, tuple[int, list[float]]]] = []
+
+    def write(directory: Path, tensors: dict[str, Tensor], *rest: object, **named: object) -> int:
+        written.append({name: (value.data_ptr(), value.tolist()) for name, value in tensors.items()})
+        return 0
+
+    monkeypatch.setattr(writer, "write", write)
+    manager, state = make(), Numbers()
+    for data_step in (1, 2):
+        state.values["a"].fill_(data_step)
+        manager.save(state, Origin(), wait=True)
+    del state.values["b"]
+    state.values["a"] = torch.zeros(4)
+    manager.save(state, Origin(), wait=True)
+
+    first, second, third = written
+    assert [first[name][0] for name in "ab"] == [second[name][0] for name in "ab"]
+    assert second["a"][1] == [[2.0, 2.0]] * 3
+    assert third == {"a": (third["a"][0], [0.0] * 4)}
+
+
 def test_the_manifest_lists_every_file_and_tensor(make: Callable[..., CheckpointManager]) -> None:
     manager = make(7)
 

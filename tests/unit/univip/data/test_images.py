@@ -74,7 +74,7 @@ def test_another_arrow_file_is_refused(tmp_path: Path) -> None:
     batch = pa.record_batch({"id": [1]})
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    arrow.write(tmp_path / "b.arrow", batch, format="univip-images/2", metadata={})
+    arrow.write(tmp_path / "b.arrow", batch.schema, [batch], format="univip-images/2", metadata={})
 
     for name, found in (("a", "unknown"), ("b", "univip-images/2")):
         with pytest.raises(DataError, match=f"format `univip-images/1`, but has `{found}`"):

@@ -41,7 +41,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> SampleReader:
     boxes = [np.array([(x, 10, 24, 30) for x in range(0, 60, 15)], np.int32)] * len(index)
     lists = dict.fromkeys((RAW, column(24)), boxes)
     rows = make_rows(index.ids, index.sizes, ["ok"] * len(index), lists)
-    write_store(folder / "proposals.arrow", rows, {"fingerprint": index.fingerprint, "min_sizes": [24]})
+    write_store(folder / "proposals.arrow", [rows], {"fingerprint": index.fingerprint, "min_sizes": [24]})
     store = ProposalStore.open(folder / "proposals.arrow")
     return SampleReader(data, index, store, ProposalsConfig(min_sizes=[24]), VIEWS, seed=3)
 

@@ -26,7 +26,7 @@ def reader(tmp_path: Path) -> SampleReader:
     index = ImageIndex.open(tmp_path / "images.arrow")
     boxes = [np.empty((0, 4), np.int32)] * 2
     rows = make_rows(index.ids, index.sizes, ["ok"] * 2, dict.fromkeys((RAW, column(24)), boxes))
-    write_store(tmp_path / "proposals.arrow", rows, {"fingerprint": index.fingerprint, "min_sizes": [24]})
+    write_store(tmp_path / "proposals.arrow", [rows], {"fingerprint": index.fingerprint, "min_sizes": [24]})
     store = ProposalStore.open(tmp_path / "proposals.arrow")
     views = ViewsConfig(scene_size=48, instance_size=20, min_overlap=24)
     return SampleReader(data, index, store, ProposalsConfig(min_sizes=[24]), views, seed=0)

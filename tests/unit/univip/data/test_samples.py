@@ -42,7 +42,9 @@ def reader(tmp_path: Path) -> SampleReader:
     boxes = [grid if i != TINY else grid[:0] for i in range(len(index))]
     names = [RAW, *map(column, PROPOSALS.min_sizes)]
     rows = make_rows(index.ids, index.sizes, ["ok"] * len(index), dict.fromkeys(names, boxes))
-    write_store(tmp_path / "proposals.arrow", rows, {"fingerprint": index.fingerprint, "min_sizes": [24, 32]})
+    write_store(
+        tmp_path / "proposals.arrow", [rows], {"fingerprint": index.fingerprint, "min_sizes": [24, 32]}
+    )
     store = ProposalStore.open(tmp_path / "proposals.arrow")
     return SampleReader(data, index, store, PROPOSALS, VIEWS, seed=5)
 
@@ -133,8 +135,11 @@ def test_a_photograph_without_proposals_gets_random_boxes_and_is_counted(reader:
     narrow = replace(reader, proposals=replace(PROPOSALS, max_ratio=1.0))
     store = reader.store
     assert store is not None
-    empty = ProposalStore(store.source, store.rows.slice(0, len(store)), store.provenance)
-    empty._lists = {name: (np.zeros_like(offsets), boxes) for name, (offsets, boxes) in empty._lists.items()}
+    empty = ProposalStore(store.source, store.batches, store.provenance)
+    empty._lists = {
+        name: [(np.zeros_like(offsets), boxes) for offsets, boxes in lists]
+        for name, lists in empty._lists.items()
+    }
 
     sample = replace(narrow, store=empty).sample(0, 0)
 

@@ -7,9 +7,18 @@ import functools
 import pytest
 import torch
 
-from univip.config import Backbone, MethodConfig, ModelConfig, OptimConfig, Precision, ViewsConfig
+from univip.config import (
+    Backbone,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    ResilienceConfig,
+    ViewsConfig,
+)
 from univip.engine.distributed import Group
 from univip.engine.phases import PHASES, PhaseClock
+from univip.engine.sample_log import Marks
 from univip.engine.state import TrainState
 from univip.engine.step import GradientBuffer, StepReport, StepSettings, train_step
 from univip.methods.build import make_method
@@ -37,7 +46,7 @@ def fresh() -> TrainState:
     method = make_method(MethodConfig(), model, ViewsConfig(num_instances=2))
     method.online.double()
     method.target.double()
-    return TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(3))
+    return TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(ResilienceConfig()))
 
 
 def step(
@@ -52,6 +61,7 @@ def step(
         learning_rate=0.1,
         momentum=0.9,
         counts={"too_small": 1},
+        marks=Marks(1, 2),
         stop_requested=False,
         clock=clock or PhaseClock(),
     )
@@ -121,6 +131,7 @@ def test_a_step_in_bf16_is_close_to_the_one_in_fp32() -> None:
             learning_rate=0.1,
             momentum=0.9,
             counts={},
+            marks=Marks(1, 2),
             stop_requested=False,
             clock=PhaseClock(),
         )

@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,12 +25,15 @@ from univip.config import (
     ViewsConfig,
 )
 from univip.engine.distributed import Group
+from univip.engine.reporting import Plan, Totals
+from univip.engine.sample_log import Marks, SampleLog, read
 from univip.engine.state import TrainState
-from univip.engine.step import StepSettings
-from univip.engine.trainer import Ending, Loaded, Plan, Totals, Trainer
+from univip.engine.step import StepReport, StepSettings
+from univip.engine.trainer import Ending, Loaded, Trainer
 from univip.errors import RollbackExhaustedError
 from univip.methods.build import make_method
 from univip.optim.groups import make_optimizer
+from univip.resilience.anomaly import Capsules
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard, Verdict
 from univip.resilience.ledger import Ledger
@@ -67,7 +71,8 @@ def batches(*, die_at: int = -1) -> Callable[[Iterable[int]], Generator[Loaded, 
         for data_step in data_steps:
             if data_step == die_at:
                 raise Killed
-            yield Loaded(data_step, [lambda step=data_step: views_of(step)], {"too_small": 1})
+            marks = Marks(1000 + data_step, 2**63 + data_step)
+            yield Loaded(data_step, [lambda step=data_step: views_of(step)], {"too_small": 1}, marks=marks)
 
     return stream
 
@@ -84,6 +89,7 @@ def make_trainer(
     skip_window_steps: int = 2,
     healthy_after_steps: int = 2,
     events: Events | None = None,
+    **resilience: Any,
 ) -> Trainer:
     torch.manual_seed(0)
     method = make_method(
@@ -92,26 +98,31 @@ def make_trainer(
         ViewsConfig(num_instances=2),
     )
     events = events or Events()
-    state = TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(max_consecutive_skips))
+    limits = ResilienceConfig(
+        healthy_after_steps=healthy_after_steps,
+        max_consecutive_skips=max_consecutive_skips,
+        skip_window_steps=skip_window_steps,
+        max_rollbacks=max_rollbacks,
+        **resilience,
+    )
+    state = TrainState(method, make_optimizer(OptimConfig(), method.online), Guard(limits))
+    manager = CheckpointManager(run_dir / "checkpoints", observer=events)
     return Trainer(
         state,
         Plan(TARGET, lambda _: 0.05, lambda _: 0.9, IMAGES, micro_batches=1, every_steps=2),
         batches(die_at=die_at),
         StepSettings(IMAGES, Precision.fp32, PlantedFaults(plant, markers=run_dir / "planted")),
         group=Group(),
-        manager=CheckpointManager(run_dir / "checkpoints", observer=events),
+        manager=manager,
         ledger=Ledger(run_dir / "ledger.jsonl"),
+        samples=SampleLog(run_dir / "samples.bin"),
         checkpoint=CheckpointConfig(every_steps=every_steps),
-        resilience=ResilienceConfig(
-            healthy_after_steps=healthy_after_steps,
-            max_consecutive_skips=max_consecutive_skips,
-            skip_window_steps=skip_window_steps,
-            max_rollbacks=max_rollbacks,
-        ),
+        resilience=limits,
         observer=events,
         stop_requested=stop_requested,
         origin=Origin(),
         totals=Totals(),
+        capsules=Capsules(run_dir / "anomalies", manager, events, limit=limits.max_capsules, place={}),
     )
 
 
@@ -257,7 +268,7 @@ def test_too_many_rollbacks_stop_the_run_with_the_cause_and_what_to_do(tmp_path:
     with pytest.raises(RollbackExhaustedError) as caught:
         make_trainer(tmp_path, plant=plant, max_rollbacks=2).run()
 
-    assert "2 rollbacks are allowed" in str(caught.value)
+    assert "resilience.max_rollbacks=5" in str(caught.value)
     assert "fix:" in str(caught.value)
 
 
@@ -406,5 +417,185 @@ def test_damage_by_the_very_last_update_is_found_before_the_run_ends(tmp_path: P
 
     assert trainer.run() is Ending.DONE
     assert [fields["data_step"] for fields in events.of("rollback")] == [TARGET - 1]
-    assert bool(trainer.state.is_finite())
+    assert bool(trainer.state.norms().finite)
     assert CheckpointManager(tmp_path / "checkpoints").latest() == TARGET
+
+
+SPIKES = {"spike_window": 4, "max_consecutive_spikes": 2}  # TARGET leaves no time for a long window
+
+
+def test_a_single_spike_is_recorded_and_applied(tmp_path: Path) -> None:
+    events = Events()
+
+    make_trainer(tmp_path, plant="spike:loss@7", events=events, **SPIKES).run()
+
+    assert [(fields["data_step"], fields["where"]) for fields in events.of("spike")] == [(7, "loss")]
+    assert events.of("rollback") == []
+    assert CheckpointManager(tmp_path / "checkpoints").verify(TARGET).step == TARGET
+
+
+def test_a_persistent_spike_rolls_back_and_jumps_over_all_of_it(tmp_path: Path) -> None:
+    events = Events()
+
+    make_trainer(
+        tmp_path, plant="spike:loss@7,spike:loss@8", skip_window_steps=1, events=events, **SPIKES
+    ).run()
+
+    (rollback,) = events.of("rollback")
+    assert (rollback["where"], rollback["reason"]) == ("loss", "spike")
+    # 6 is the newest checkpoint with two good steps after it; the spike at 7 was none.
+    assert (rollback["target"], rollback["window_start"], rollback["window_stop"]) == (4, 7, 9)
+
+
+@pytest.mark.parametrize("die_at", [8, 9, 11])
+def test_a_death_before_in_or_after_a_spike_changes_no_verdict(tmp_path: Path, die_at: int) -> None:
+    # Checkpoints at every step, so that no planted spike, which happens once, is to be passed twice.
+    plant = "spike:loss@7,spike:loss@9"
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = make_trainer(tmp_path / "whole", plant=plant, every_steps=1, **SPIKES)
+    whole.run()
+
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "cut", plant=plant, every_steps=1, die_at=die_at, **SPIKES).run()
+    cut = make_trainer(tmp_path / "cut", plant=plant, every_steps=1, **SPIKES)
+    cut.run()
+
+    assert cut.state.facts() == whole.state.facts()
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("die_at", [-1, 10])
+def test_a_checkpoint_made_during_a_spike_never_becomes_healthy(tmp_path: Path, die_at: int) -> None:
+    events = Events()
+    trainer = make_trainer(tmp_path, plant="spike:loss@7", die_at=die_at, events=events, **SPIKES)
+    if die_at < 0:
+        trainer.run()
+    else:
+        with pytest.raises(Killed):
+            trainer.run()
+        make_trainer(tmp_path, events=events, **SPIKES).run()
+
+    healthy = {fields["data_step"] for fields in events.of("healthy")}
+    assert 8 not in healthy
+    assert {6, 10} <= healthy
+
+
+def test_checkpoints_that_can_never_be_healthy_do_not_keep_others_from_it(tmp_path: Path) -> None:
+    """Where checkpoints come faster than health, the oldest on probation is kept."""
+    events = Events()
+
+    trainer = make_trainer(
+        tmp_path, plant="spike:loss@5", every_steps=1, healthy_after_steps=5, events=events, **SPIKES
+    )
+    trainer.manager.keep_last = 1
+    trainer.run()
+
+    assert max(fields["data_step"] for fields in events.of("healthy")) > 6  # type: ignore[type-var]
+
+
+CALM = "nan:parameter@6,nan:parameter@9"  # with `calm_steps=4`: back to 4, then to 2, and calm until 6
+
+
+def calm_steps_of(trainer: Trainer) -> list[int]:
+    """Filled while the trainer runs with the data steps that it computes calmly."""
+    seen: list[int] = []
+    count = trainer.reporter.count
+
+    def watched(report: StepReport, seconds: float) -> None:
+        if report.calm:
+            seen.append(trainer.state.data_step)
+        count(report, seconds)
+
+    trainer.reporter.count = watched  # type: ignore[method-assign]
+    return seen
+
+
+def test_trouble_soon_after_a_rollback_leads_further_back_and_to_a_calm_stretch(tmp_path: Path) -> None:
+    events = Events()
+    trainer = make_trainer(tmp_path, plant=CALM, calm_steps=4, events=events)
+    seen = calm_steps_of(trainer)
+
+    trainer.run()
+
+    first, second = events.of("rollback")
+    assert (first["target"], first["calm_steps"]) == (4, 0)
+    assert (second["target"], second["calm_steps"]) == (2, 4)
+    assert seen == [2, 3, 4]  # 5 is jumped over
+
+
+def test_a_calm_stretch_is_what_the_ledger_says_and_changes_what_is_learnt(tmp_path: Path) -> None:
+    for name, calm_steps in (("rolled", 4), ("told", 4), ("not calm", 0)):
+        (tmp_path / name).mkdir()
+        if name != "rolled":
+            ledger = Ledger(tmp_path / name / "ledger.jsonl")
+            ledger.append("rollback", target=0, at=6, window=[5, 7])
+            ledger.append("rollback", target=2, at=9, window=[8, 10], calm_steps=calm_steps)
+        plant = CALM if name == "rolled" else ""
+        make_trainer(tmp_path / name, plant=plant, calm_steps=4).run()
+
+    assert digest(tmp_path / "rolled") == digest(tmp_path / "told")
+    assert digest(tmp_path / "rolled") != digest(tmp_path / "not calm")
+
+
+def test_a_death_in_the_calm_stretch_changes_nothing(tmp_path: Path) -> None:
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    make_trainer(tmp_path / "whole", plant=CALM, calm_steps=4).run()
+    trainer = make_trainer(tmp_path / "cut", plant=CALM, calm_steps=4)
+    step, seen = trainer._step, calm_steps_of(trainer)
+
+    def dying() -> object:
+        if seen == [2, 3]:
+            raise Killed
+        return step()
+
+    trainer._step = dying  # type: ignore[method-assign, assignment]
+    with pytest.raises(Killed):
+        trainer.run()
+    resumed = make_trainer(tmp_path / "cut", plant=CALM, calm_steps=4)
+    seen_again = calm_steps_of(resumed)
+    resumed.run()
+
+    assert seen_again[-1:] == [4]
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+def test_when_the_calm_rollbacks_are_spent_the_run_stops_and_names_their_budget(tmp_path: Path) -> None:
+    with pytest.raises(RollbackExhaustedError) as caught:
+        make_trainer(tmp_path, plant=CALM, calm_steps=4, max_calm_rollbacks=0).run()
+
+    assert "resilience.max_calm_rollbacks=3" in str(caught.value)
+    assert "not finite" in str(caught.value)
+
+
+def logged(run_dir: Path) -> list[int]:
+    """Data steps in the sample log, each with the marks of its batch."""
+    found = read(run_dir / "samples.bin")
+    assert found == {step: Marks(1000 + step, 2**63 + step) for step in found}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("die_at", [0, 3, 8])
+def test_the_sample_log_holds_every_applied_step_once_whatever_happened(tmp_path: Path, die_at: int) -> None:
+    with pytest.raises(Killed):
+        make_trainer(tmp_path, plant="nan:parameter@7,nan:loss@10", die_at=die_at).run()
+    make_trainer(tmp_path, plant="nan:parameter@7,nan:loss@10").run()
+
+    # The rollback jumped over 6 and 7, the skip changed nothing.
+    assert logged(tmp_path) == [0, 1, 2, 3, 4, 5, 8, 9, 11]
+
+
+def test_no_checkpoint_holds_a_step_that_is_not_in_the_sample_log(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    save, seen = trainer.manager.save, []
+
+    def watched(state: Any, *arguments: Any, **named: Any) -> float:
+        seen.append((state.data_step, logged(tmp_path)))
+        return save(state, *arguments, **named)
+
+    trainer.manager.save = watched  # type: ignore[method-assign]
+    trainer.run()
+
+    assert len(seen) > TARGET // 2
+    assert all(steps == list(range(data_step)) for data_step, steps in seen)

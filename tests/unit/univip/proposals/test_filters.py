@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.ops import nms
 
-from univip.proposals.filters import filter_boxes
+from univip.proposals.filters import filter_boxes, filter_lists
 from univip.types import Boxes
 
 Box = tuple[int, int, int, int]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Before any test of many examples: hypothesis takes a slow first call for a mistake."""
+    filter_boxes(as_boxes([]), min_size_px=1, max_ratio=3.0, max_iou=0.5)
 
 
 def iou(a: Box, b: Box) -> Fraction:
@@ -74,6 +83,49 @@ def test_filtering_twice_changes_nothing(
     once = kept(boxes, min_size_px=min_size, max_ratio=float(max_ratio), max_iou=float(max_iou))
 
     assert kept(once, min_size_px=min_size, max_ratio=float(max_ratio), max_iou=float(max_iou)) == once
+
+
+@given(boxes=box_lists, **limits)
+def test_no_two_kept_boxes_are_alike_and_their_order_is_that_of_the_list(
+    boxes: list[Box], min_size: int, max_ratio: str, max_iou: str
+) -> None:
+    found = kept(boxes, min_size_px=min_size, max_ratio=float(max_ratio), max_iou=float(max_iou))
+
+    assert all(iou(a, b) <= Fraction(max_iou) for a, b in combinations(found, 2))
+    rest = iter(boxes)
+    assert all(box in rest for box in found)  # each is found behind the one before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_keeps_what_non_maximum_suppression_keeps_with_falling_scores(seed: int) -> None:
+    """On boxes as selective search gives them: 2,000 of all sizes in a photograph of 640 x 480."""
+    random = np.random.default_rng(seed)
+    sizes = np.exp(random.uniform(np.log(8), np.log([640, 480]), (2000, 2))).astype(np.int32)
+    boxes = np.concatenate([random.integers(0, [641, 481] - sizes), sizes], axis=1).astype(np.int32)
+    for size in (64, 96):
+        w, h = boxes[:, 2:].T
+        allowed = boxes[(np.minimum(w, h) >= size) & (w <= 3 * h) & (h <= 3 * w)]
+        corners = torch.from_numpy(np.concatenate([allowed[:, :2], allowed[:, :2] + allowed[:, 2:]], axis=1))
+        chosen = nms(corners.double(), torch.arange(len(allowed), 0, -1).double(), 0.5)
+
+        found = filter_boxes(boxes, min_size_px=size, max_ratio=3.0, max_iou=0.5)
+
+        assert len(found) > 30
+        np.testing.assert_array_equal(found, allowed[chosen.numpy()])
+
+
+@given(st.lists(box_lists, max_size=6))
+def test_many_lists_at_once_are_each_filtered_by_itself(lists: list[list[Box]]) -> None:
+    offsets = np.cumsum([0, *map(len, lists)])
+    boxes = as_boxes([box for some in lists for box in some])
+
+    found, ends = filter_lists(boxes, offsets, min_size_px=2, max_ratio=3.0, max_iou=0.5)
+
+    assert found.dtype == np.int32
+    assert len(ends) == len(lists) + 1
+    for number, some in enumerate(lists):
+        part = found[ends[number] : ends[number + 1]]
+        assert [tuple(box) for box in part.tolist()] == kept(some, min_size_px=2)
 
 
 @given(boxes=box_lists, min_size=st.integers(2, 6))

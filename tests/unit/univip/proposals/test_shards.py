@@ -16,7 +16,7 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 
-from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode
+from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.decode import decode
 from univip.data.images import ImageIndex, write_index
 from univip.data.proposals import ProposalStore
@@ -28,7 +28,8 @@ from univip.proposals.search import selective_search
 from univip.proposals.shards import ShardedSearch
 from univip.types import Image
 
-CONFIG = ProposalsConfig(mode=SearchMode.single, min_sizes=[16, 24], processes=1)
+# Shards are the same for both engines; processes with OpenCV's start sooner, and here they start often.
+CONFIG = ProposalsConfig(mode=SearchMode.single, engine=SearchEngine.opencv, min_sizes=[16, 24], processes=1)
 
 
 class Listener:
@@ -106,7 +107,7 @@ def test_the_store_holds_what_search_and_filters_give(tmp_path: Path) -> None:
 
     assert store.fingerprint == index.fingerprint
     for row, image_id in enumerate(index.ids.tolist()):
-        raw = selective_search(scene(row), mode="single", key=image_id)
+        raw = selective_search(scene(row), mode="single", engine="opencv", key=image_id)
         np.testing.assert_array_equal(store[image_id], raw)
         for size in (16, 24):
             expected = filter_boxes(raw, min_size_px=size, max_ratio=3.0, max_iou=0.5)
@@ -165,7 +166,7 @@ def test_a_turned_photograph_gets_the_boxes_of_its_upright_copy(tmp_path: Path) 
     first, second = (store[image_id] for image_id in store.ids.tolist())
     assert len(first) > 5
     assert set(map(tuple, first.tolist())) == set(map(tuple, second.tolist()))
-    assert store.rows["width"].to_pylist() == [64, 64]
+    assert store.batches[0]["width"].to_pylist() == [64, 64]
 
 
 def test_a_finished_shard_is_not_searched_again(tmp_path: Path) -> None:
@@ -228,7 +229,9 @@ class Printer:
 
 run_dir = Path({str(tmp_path / "run")!r})
 data = DataConfig(format=DataFormat.folder, root={str(tmp_path / "data")!r})
-config = ProposalsConfig(mode=SearchMode.single, min_sizes=[16, 24], processes=1, shard_images=2)
+config = ProposalsConfig(
+    mode="single", engine="opencv", min_sizes=[16, 24], processes=1, shard_images=2
+)
 sharded = ShardedSearch(ImageIndex.open(run_dir / "images.arrow"), data, config, run_dir)
 for shard in range(2):
     sharded.run(shard, Printer())
@@ -238,7 +241,8 @@ for shard in range(2):
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    assert [child.stdout.readline().strip() for _ in range(2)] == ["proposals", "image_failed"]
+    told = list(iter(lambda: str(child.stdout and child.stdout.readline()).strip(), "image_failed"))
+    assert set(told) == {"proposals"}  # how often depends on how busy the machine is
     child.kill()
     child.wait()
     child.stdin.close()

@@ -1,0 +1,190 @@
+"""What a job of SLURM knows about itself, and asks SLURM: why it was signalled, and to be queued again.
+
+An *execution* of a job is its id and how often it was requeued; two executions of one job never run at the
+same time. Questions go to scontrol, which works without accounting; where nobody answers, the answer is that
+nothing is known. Torch-free.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jobs.outcomes import Cause
+
+_TIMEOUT_S = 60
+# SLURM may warn of the time limit up to a minute earlier than it was asked to; and clocks differ.
+_WARNS_EARLY_S = 90.0
+# Words of `scontrol` for a job that is on its nodes.
+_ON_NODES = frozenset(
+    {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING"}
+)
+# Words of `sacct` -> why an execution ended.
+_CAUSES = {
+    "TIMEOUT": Cause.TIME_LIMIT,
+    "DEADLINE": Cause.TIME_LIMIT,
+    "NODE_FAIL": Cause.NODE_FAILURE,
+    "BOOT_FAIL": Cause.NODE_FAILURE,
+    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+    "PREEMPTED": Cause.PREEMPTION,
+    "REQUEUED": Cause.STOPPED,
+    "CANCELLED": Cause.CANCELLED,
+    "FAILED": Cause.CRASH,
+}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One execution of a job of SLURM.
+
+    Attributes:
+        job_id: `12`, or `12_3` for an element of an array; empty outside of SLURM.
+        restart: How often the job was requeued before.
+        node: Number of this node within the job; the first has 0.
+        num_nodes: Nodes of the job.
+    """
+
+    job_id: str = ""
+    restart: int = 0
+    node: int = 0
+    num_nodes: int = 1
+
+    @classmethod
+    def here(cls, environment: Mapping[str, str] = os.environ) -> Execution:
+        """The one that this process belongs to."""
+        if "SLURM_JOB_ID" not in environment:
+            return cls()
+        job_id = environment["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in environment:
+            job_id = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+        return cls(
+            job_id,
+            int(environment.get("SLURM_RESTART_COUNT", "0")),
+            int(environment.get("SLURM_NODEID", "0")),
+            int(environment.get("SLURM_NNODES", "1")),
+        )
+
+
+def is_on_nodes(job_id: str, restart: int) -> bool | None:
+    """Whether an execution still is on its nodes; None if SLURM does not answer."""
+    try:
+        job = _show(job_id)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if not job:  # so old that SLURM has forgotten it
+        return False
+    return job["JobState"] in _ON_NODES and int(job.get("Restarts", "0")) == restart
+
+
+def why_signalled(mine: Execution, *, signal_delay_s: float) -> tuple[Cause, str]:
+    """Why SLURM told this job to stop, as a cause and in words; STOPPED if it was not SLURM.
+
+    Args:
+        mine: This execution.
+        signal_delay_s: How long before its time limit the job asked to be warned.
+    """
+    try:
+        job = _show(mine.job_id) if mine.job_id else {}
+    except (OSError, subprocess.SubprocessError):
+        job = {}
+    if not job:
+        return Cause.STOPPED, "asked to stop"
+    if job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"):
+        return Cause.PREEMPTION, "preempted by another job"
+    if int(job.get("Restarts", "0")) > mine.restart:
+        return Cause.STOPPED, "put back into the queue by somebody"
+    ends_in_s = _seconds(job.get("EndTime")) - time.time()
+    limit_at_s = _seconds(job.get("StartTime")) + _duration_s(job.get("TimeLimit", ""))
+    if job["JobState"] == "RUNNING":
+        if ends_in_s < signal_delay_s + _WARNS_EARLY_S:
+            return Cause.TIME_LIMIT, "its time is almost up"
+        return Cause.STOPPED, "asked to stop"
+    if limit_at_s - time.time() < _WARNS_EARLY_S:
+        return Cause.TIME_LIMIT, "its time is up"
+    return Cause.CANCELLED, "cancelled in SLURM"
+
+
+def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
+    """Why an execution ended that could not say so: from the accounting, else from the state of its node."""
+    try:
+        listed = _run(
+            [
+                *[
+                    "sacct",
+                    "--duplicates",
+                    "--allocations",
+                    "--noheader",
+                    "--parsable2",
+                    "--format=Start,State",
+                    "--jobs",
+                ],
+                job_id,
+            ]
+        )
+        # A job that lost a node without ending has a row for each of its sizes.
+        rows = sorted(line.split("|") for line in listed.splitlines() if "RESIZING" not in line)
+        state = rows[restart][1].split()[0]
+        if state in _CAUSES:
+            return _CAUSES[state], f"SLURM ended job {job_id}: {state}"
+    except (OSError, subprocess.SubprocessError, IndexError):
+        pass  # no accounting
+    try:
+        state = _run(["sinfo", "--noheader", "--format=%t", f"--nodes={host}"]).strip()
+    except (OSError, subprocess.SubprocessError):
+        state = ""
+    if state.startswith(("down", "drain", "fail")) or state.endswith("*"):
+        return Cause.NODE_FAILURE, f"node {host} is {state}"
+    return Cause.UNKNOWN, f"job {job_id} ended without a word"
+
+
+def requeue(mine: Execution) -> str:
+    """Put this job back into the queue, whose processes SLURM then ends.
+
+    Returns:
+        What SLURM said against it; empty if it did as asked.
+    """
+    try:
+        _run(["scontrol", "requeue", mine.job_id])
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr).strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return ""
+
+
+def _show(job_id: str) -> dict[str, str]:
+    """What scontrol tells of a job; nothing if it does not know it."""
+    try:
+        shown = _run(["scontrol", "show", "job", "--oneliner", job_id])
+    except subprocess.CalledProcessError as error:
+        if "Invalid job id" in str(error.stderr):
+            return {}
+        raise
+    # Of values with spaces the rest is lost; none of them is needed here.
+    return {name: value for name, equals, value in (word.partition("=") for word in shown.split()) if equals}
+
+
+def _seconds(text: str | None) -> float:
+    """A time of SLURM as Unix time; 0 if it is unknown."""
+    return float(text) if text and text.isdigit() else 0.0
+
+
+def _duration_s(text: str) -> float:
+    """A duration of SLURM, `[days-]hours:minutes:seconds`; infinite if it is none."""
+    days, _, rest = text.rpartition("-")
+    try:
+        hours, minutes, seconds = map(int, rest.split(":"))
+        return 86400.0 * int(days or 0) + 3600.0 * hours + 60.0 * minutes + seconds
+    except ValueError:
+        return float("inf")
+
+
+def _run(command: list[str]) -> str:
+    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S, env=environment
+    )
+    return done.stdout

@@ -1,0 +1,116 @@
+"""Resubmits what SLURM gave up on: jobs that ended for a reason of the cluster, not of the run.
+
+SLURM queues a job again by itself after a preemption or the loss of a node; not one whose agent was killed
+too often, whose memory was too small, or that could not be queued again. What a person must look at stays: a
+spent budget (76), wrong data or configuration (77), and what somebody cancelled. A budget for each cause
+refills with progress, and pauses grow; both are counted from the ledger, where each decision is written before
+it is carried out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.attempts import read_attempts
+from jobs.outcomes import Cause, ExitCode
+from jobs.requests import Request
+from launcher.runs import RunState, State, SubmittedJobs, read_state
+from univip.checkpoint import layout
+from univip.errors import UnivipError
+from univip.resilience.ledger import Ledger
+
+_BUDGET = {Cause.OUT_OF_MEMORY: 1, Cause.CRASH: 2}  # in a row without progress
+_USUAL_BUDGET = 5
+_FIRST_PAUSE_S = 60.0  # before the second resubmission in a row; it doubles
+_LONGEST_PAUSE_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do about one run.
+
+    Attributes:
+        resubmit: Whether to submit it again now.
+        why: In words.
+        cause: What ended it.
+        progress: Data step of its newest checkpoint and stages that are done; equal where nothing was won.
+    """
+
+    resubmit: bool
+    why: str
+    cause: str = ""
+    progress: str = ""
+
+
+def decide(run_dir: Path, *, now: float) -> Decision | None:
+    """What to do about a run; None if nothing has to be done, or nothing by us.
+
+    Args:
+        run_dir: Of the run.
+        now: Unix time, s.
+    """
+    request = Request.load(run_dir)
+    if request is None or SubmittedJobs.load(run_dir) is None or run_dir.stat().st_uid != os.getuid():
+        return None
+    state = read_state(run_dir)
+    if state.state not in (State.stopped, State.failed):
+        return None
+    if code := _needs_a_person(run_dir, request, state):
+        return Decision(False, f"ended with {code}, which a person must look at", state.cause)
+    cause = state.cause or str(Cause.UNKNOWN)
+    steps = max(layout.data_steps(run_dir / "checkpoints"), default=-1)
+    progress = f"{len(request.stages) - len(request.remaining(run_dir.parent))} stages, data step {steps}"
+    before = [
+        record
+        for record in Ledger(run_dir / "ledger.jsonl").read()
+        if record["kind"] == "supervise" and (record["cause"], record["progress"]) == (cause, progress)
+    ]
+    budget = _BUDGET.get(Cause(cause), _USUAL_BUDGET) if cause in list(Cause) else _USUAL_BUDGET
+    if len(before) >= budget:
+        return Decision(
+            False, f"resubmitted {len(before)} times for {cause} without progress", cause, progress
+        )
+    pause_s = min(_FIRST_PAUSE_S * 2 ** (len(before) - 1), _LONGEST_PAUSE_S) if before else 0.0
+    wait_s = before[-1]["time"] + pause_s - now if before else 0.0
+    if wait_s > 0:
+        return Decision(False, f"waits {wait_s:.0f} s before it is resubmitted for {cause}", cause, progress)
+    return Decision(True, f"resubmitted in {state.stage}: {cause}", cause, progress)
+
+
+def resubmit(run_dir: Path, decision: Decision) -> None:
+    """Write a decision down, and carry it out."""
+    from launcher.plan import plan_again
+    from launcher.submission import submit
+
+    plan = plan_again(run_dir)
+    fields = {"cause": decision.cause, "progress": decision.progress}
+    Ledger(run_dir / "ledger.jsonl").append("supervise", **fields)
+    typed = run_dir / "overrides.txt"
+    submit(plan, typed.read_text(encoding="utf-8").splitlines() if typed.exists() else [])
+
+
+def _needs_a_person(run_dir: Path, request: Request, state: RunState) -> int:
+    """The exit code that says so of the stage that ended last; else 0."""
+    run = next((stage.run for stage in request.stages if stage.kind == state.stage), run_dir.name)
+    codes = [
+        each.exit_code for each in read_attempts(run_dir.parent / run) if each.exit_code != ExitCode.BUSY
+    ]
+    return codes[-1] if codes and codes[-1] in (ExitCode.EXHAUSTED, ExitCode.REFUSED) else 0
+
+
+def round_of(runs: list[Path]) -> list[str]:
+    """Look at every run once, and resubmit what should be; what was done or is waited for, in words."""
+    said = []
+    for run_dir in runs:
+        try:
+            decision = decide(run_dir, now=time.time())
+            if decision and decision.resubmit:
+                resubmit(run_dir, decision)
+        except UnivipError as error:  # the other runs have done nothing wrong
+            said.append(f"{run_dir.name}: {str(error).splitlines()[0]}")
+        else:
+            said += [f"{run_dir.name}: {decision.why}"] if decision else []
+    return said

@@ -1,0 +1,214 @@
+"""Runs on a real SLURM: the cluster of `cluster.py`, real photographs, and commands as a user types them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.attempts import Attempt, read_attempts
+from launcher.demo_data import SPLIT, make_demo_data
+from monitoring import journal
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+UNIVIP = [sys.executable, "-c", "from launcher.cli.main import main; main()"]
+# Set where the tier must not be skipped.
+NEED_CLUSTER = "UNIVIP_NEED_CLUSTER"
+TARGET = 120  # data steps: long enough for something to happen meanwhile
+POLL_S = 0.5
+
+
+class Cluster:
+    """SLURM, and what an administrator does to it."""
+
+    def __init__(self, conf: Path) -> None:
+        self.conf = conf
+        self.environment = os.environ | {"SLURM_CONF": str(conf), "PYTHONPATH": str(ROOT)}
+
+    def run(self, *command: str) -> str:
+        """What one of SLURM's commands prints."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
+
+    def power(self, verb: str, *node: str) -> None:
+        """`kill-node N`, `start-node N`, `restart-controller`."""
+        subprocess.run(
+            [sys.executable, str(HERE / "cluster.py"), verb, *node],
+            env=self.environment,
+            check=True,
+            timeout=120,
+        )
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What scontrol tells of a job."""
+        shown = self.run("scontrol", "show", "job", "--oneliner", job_id)
+        return {name: value for name, _, value in (word.partition("=") for word in shown.split())}
+
+
+class Runs:
+    """One folder of runs, and the command line over it."""
+
+    def __init__(self, cluster: Cluster, folder: Path, photographs: list[str]) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.photographs = photographs
+        self.environment = cluster.environment | {"UNIVIP_RUNS": str(folder)}
+
+    def request(self, *overrides: str) -> list[str]:
+        """A small pipeline: two elastic workers on one node; of the array of proposals two run at once."""
+        return [
+            "submit",
+            "pipeline",
+            *self.photographs,
+            "debug=small",
+            "cluster=slurm",
+            "cluster.workers_per_node=2",
+            "cluster.array_parallelism=2",
+            "cluster.signal_delay_s=25",
+            "train.threads=1",
+            "data.workers=0",
+            f"train.max_steps={TARGET}",
+            "checkpoint.every_steps=40",
+            "proposals.processes=1",
+            "proposals.shard_images=4",
+            "resilience.collective_timeout_s=60",
+            *overrides,
+        ]
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """A command of the command line, running."""
+        return subprocess.Popen(
+            [*UNIVIP, *arguments],
+            env=self.environment | environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def univip(self, *arguments: str) -> str:
+        """What a command prints; it must succeed."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        return out.strip()
+
+    def submit(self, *overrides: str) -> Run:
+        """Submit a pipeline and come back."""
+        return Run(self, self.univip(*self.request(*overrides)).splitlines()[-1])
+
+
+class Run:
+    """One run, as files and commands show it."""
+
+    def __init__(self, runs: Runs, name: str) -> None:
+        self.runs = runs
+        self.name = name
+        self.directory = runs.folder / name
+
+    def status(self) -> dict[str, Any]:
+        lines = map(json.loads, self.runs.univip("status", "--json", "--all").splitlines())
+        return next(line for line in lines if line["run"] == self.name)
+
+    def attempts(self, stage: str = "train") -> list[Attempt]:
+        return [attempt for attempt in read_attempts(self.directory) if attempt.stage == stage]
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        return [record for record in journal.read(self.directory) if record["kind"] == kind]
+
+    def reached(self) -> int:
+        """The greatest data step that the journal tells of."""
+        return max((record["data_step"] for record in self.records("step")), default=-1)
+
+    def job_id(self, stage: str) -> str:
+        jobs = json.loads((self.directory / "jobs.json").read_text(encoding="utf-8"))["jobs"]
+        return next(job["id"] for job in jobs if job["stage"] == stage)
+
+    def digest(self) -> str:
+        return self.runs.univip("digest", self.name)
+
+    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
+        """The first true value of `condition`; fails if that does not come in time."""
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                queue = self.runs.cluster.run("squeue", "--states=all")
+                logs = self.runs.univip("logs", self.name, "-n", "20")
+                pytest.fail(f"waited {timeout_s:.0f} s for {what}\n{queue}\n{logs}\n{self.attempts()}")
+            time.sleep(POLL_S)
+        return value
+
+    def until_done(self, timeout_s: float = 300) -> None:
+        path = self.directory / "results" / "evaluate.json"
+        self.until(path.exists, "the evaluation", timeout_s)
+        self.until(lambda: self.status()["state"] == "done", "the end", 30)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster that is up; where it is needed one that is brought up now."""
+    spec = importlib.util.spec_from_file_location("cluster", HERE / "cluster.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    conf = module.FOLDER / "etc" / "slurm.conf"
+    if os.environ.get(NEED_CLUSTER):
+        module.up()
+    elif not conf.exists():
+        pytest.skip("no cluster is up; `make cluster` brings one up, as root on Debian or Ubuntu")
+    found = Cluster(conf)
+    for node in range(1, module.NODES + 1):
+        found.power("start-node", str(node))
+    yield found
+    found.run("scancel", "--user=root", "--quiet")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name real photographs: those beside the checkout, else those that scikit-image ships."""
+    beside = ROOT.parent / "shared" / "data" / "dev_coco"
+    if beside.is_dir():
+        return [f"data.root={beside}", "data.split=train2017"]
+    root = make_demo_data(tmp_path_factory.mktemp("photographs") / "data")
+    return [f"data.root={root}", f"data.split={SPLIT}", "proposals.min_sizes=[16,24]", "views.min_overlap=16"]
+
+
+@pytest.fixture(scope="session")
+def calm(
+    cluster: Cluster, photographs: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Runs, list[str]]:
+    """Where the pipeline that nothing happens to is run, and its request."""
+    runs = Runs(cluster, tmp_path_factory.mktemp("calm"), photographs)
+    return runs, runs.request()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(calm: tuple[Runs, list[str]]) -> Run:
+    """A pipeline that ran from start to end; every other one is compared with it."""
+    runs, request = calm
+    run = Run(runs, runs.univip(*request).splitlines()[-1])
+    run.until_done()
+    return run
+
+
+@pytest.fixture
+def runs(undisturbed: Run, tmp_path: Path) -> Runs:
+    """A new folder of runs in which the boxes are made already: the same request trains anew."""
+    folder = tmp_path / "runs"
+    boxes = next(undisturbed.runs.folder.glob("proposals-*"))
+    shutil.copytree(boxes, folder / boxes.name)
+    return Runs(undisturbed.runs.cluster, folder, undisturbed.runs.photographs)

@@ -1,0 +1,82 @@
+"""A training on two nodes: one attempt, and rounds on those nodes that are there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Run, Runs
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+
+def worlds(run: Run) -> list[int]:
+    """Ranks of each round, as rank 0 tells it."""
+    return [record["world_size"] for record in run.records("round") if record["rank"] == 0]
+
+
+def agent_of(run: Run, node: int) -> int:
+    """Process id, as seen from outside of the node, of the agent of one node of the job."""
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # no process, or one that has ended
+            continue
+        wanted = {b"slurm-agent", os.fsencode(run.directory)}
+        if wanted.issubset(command) and f"SLURM_NODEID={node}".encode() in environment:
+            return int(entry.name)
+    return 0
+
+
+def until_step(run: Run, data_step: int) -> None:
+    run.until(lambda: run.reached() >= data_step, f"data step {data_step}", 240)
+
+
+def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job(
+    undisturbed: Run, runs: Runs
+) -> None:
+    run = runs.submit(
+        "cluster.nodes.max=2",
+        "train.max_steps=300",
+        "checkpoint.every_steps=10",
+        "+cluster.extra.exclude=node4",
+    )
+    until_step(run, 25)
+    assert worlds(run) == [4]
+    assert len(run.attempts()) == 1
+
+    # An agent that is killed on a node that lives takes part again.
+    os.kill(agent_of(run, 1), signal.SIGKILL)
+    run.until(lambda: len(worlds(run)) > 1 and worlds(run)[-1] == 4, "the agent to be back", 240)
+    until_step(run, run.reached() + 15)
+    assert len(run.attempts()) == 1
+
+    # A node without power is left out, and the job is kept.
+    job = run.job_id("train")
+    nodes = runs.cluster.job(job)["NodeList"]
+    assert nodes in ("node[1-2]", "node[2-3]", "node[1,3]")
+    second = nodes[-2]
+    runs.cluster.power("kill-node", second)
+    run.until(lambda: worlds(run)[-1] == 2, "a world of one node", 120)
+    until_step(run, run.reached() + 15)
+
+    # The first agent decides; if it is killed, its successor does, in a new attempt of the same job.
+    os.kill(agent_of(run, 0), signal.SIGKILL)
+    run.until(lambda: len(run.attempts()) == 2, "the next attempt", 120)
+    run.until_done()
+    runs.cluster.power("start-node", second)
+
+    first, last = run.attempts()
+    assert (first.cause, last.cause) == ("killed", "done")
+    assert first.slurm_job_id == last.slurm_job_id == job
+    assert first.slurm_restart == last.slurm_restart == 0
+    causes = [record["cause"] for record in run.records("restart")]
+    assert causes[-1] == "killed"
+    assert "node_failure" in causes
+    assert run.records("evaluate")

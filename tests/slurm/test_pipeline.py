@@ -1,0 +1,77 @@
+"""A pipeline on a real SLURM to which nothing happens, seen from outside the whole time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Run, Runs
+
+pytestmark = pytest.mark.slurm
+STAGES = ["prepare", "shards", "merge", "train", "evaluate", ""]
+
+
+def counting(folder: Path, name: str) -> Path:
+    """A folder for the PATH in which one of SLURM's commands writes a line for each of its calls."""
+    real = shutil.which(name)
+    script = folder / name
+    script.write_text(f'#!/bin/sh\ndate +%s.%N >> {folder}/calls\nexec {real} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return folder
+
+
+def test_a_pipeline_runs_to_the_end_and_every_command_tells_how_far_it_is(
+    calm: tuple[Runs, list[str]], tmp_path: Path
+) -> None:
+    runs, request = calm
+    path = f"{counting(tmp_path, 'squeue')}:{os.environ['PATH']}"
+    runs.environment["PATH"] = path
+    waiting = runs.start(*request, "--wait")
+    seen: list[tuple[str, str]] = []
+    name, logs = "", None
+
+    while waiting.poll() is None:
+        for line in map(json.loads, runs.univip("status", "--json").splitlines()):
+            if line["run"].startswith("univip-"):
+                name = line["run"]
+                logs = logs or runs.start("logs", name, "-f")
+                seen += (
+                    [(line["state"], line["stage"])] if seen[-1:] != [(line["state"], line["stage"])] else []
+                )
+        time.sleep(1)
+    assert logs is not None
+    said = logs.communicate(timeout=60)[0]
+    out, err = waiting.communicate()
+
+    assert waiting.returncode == 0, err
+    assert out.strip() == name
+    assert {state for state, _ in seen} <= {"queued", "running", "done", "stopped"}
+    assert ("running", "shards") in seen
+    assert ("running", "train") in seen
+    stages = [STAGES.index(stage) for _, stage in seen]
+    assert all(before <= after for before, after in pairwise(stages)), seen
+    assert f"{name}/submitit/" in said
+    assert "Traceback" not in said
+    # However many look how often: one call in 30 s, beside those of submitting.
+    calls = [float(line) for line in (tmp_path / "calls").read_text(encoding="utf-8").split()]
+    assert sum(after - before < 29 for before, after in pairwise(calls)) <= 3, calls
+
+
+def test_the_same_request_again_starts_nothing(undisturbed: Run) -> None:
+    runs = undisturbed.runs
+
+    again = runs.univip(*runs.request(), "--json")
+
+    assert '"jobs": []' in again
+    assert [attempt.cause for attempt in undisturbed.attempts()] == ["done"]
+    shown = runs.univip("show", undisturbed.name)
+    assert "evaluate of" in shown
+    assert "done" in shown

@@ -1,0 +1,151 @@
+"""Agents of two nodes agree through one store; here each is a thread."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from jobs import nodes
+from jobs.agent import ENDED
+from jobs.nodes import First, Follower, Report, RoundOverError, TooFewNodesError
+from jobs.outcomes import Cause, ExitCode, Outcome
+from jobs.slurm import Execution
+
+DONE = Outcome(ExitCode.DONE)
+HERE = Execution("17", 0, 0, 2)
+THERE = Execution("17", 0, 1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _fast_and_on_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(nodes, "_endpoint", lambda here: ("localhost", port))
+    for name, value in {"_BEAT_S": 0.05, "_DEAD_AFTER_S": 1.0, "_LAST_CALL_S": 0.2, "_POLL_S": 0.01}.items():
+        monkeypatch.setattr(nodes, name, value)
+    monkeypatch.setattr(nodes, "_LOOK_S", 0.0)
+
+
+@pytest.fixture
+def first() -> First:
+    return First(HERE, 3, in_order=ENDED)
+
+
+@pytest.fixture
+def follower(first: First) -> Iterator[Follower]:
+    found = Follower(THERE)
+    yield found
+    found.close()
+
+
+def at_the_same_time(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Start a function in a thread; what it returns is its result, when called."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+
+    def result() -> Any:
+        thread.join(20)
+        return results[0]
+
+    return result
+
+
+def test_two_nodes_run_rounds_and_end_together(first: First, follower: Follower) -> None:
+    assert follower.attempt == 3
+    for number in range(2):
+        joined = at_the_same_time(follower.wait_for_round)
+        assert first.gather(number, 2) == [0, 1]
+        assert joined() == (number, [0, 1])
+        follower.look(number, [0, 1])
+        first.look(number, [0, 1])
+        follower.report(number, Report(2, ENDED, [DONE, DONE]))
+        reports, lost = first.collect(number, [0, 1], Report(0, ENDED, [DONE]))
+        assert reports == [Report(0, ENDED, [DONE]), Report(2, ENDED, [DONE, DONE])]
+        assert lost == []
+        if number == 0:
+            first.again(number)
+            assert follower.verdict(number) is None
+
+    told = at_the_same_time(lambda: follower.verdict(1))
+    outcome = Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop")
+    first.end(1, outcome)
+    assert told() == outcome
+
+
+def test_a_failure_on_one_node_ends_the_round_on_the_other(first: First, follower: Follower) -> None:
+    joined = at_the_same_time(follower.wait_for_round)
+    first.gather(0, 1)
+    joined()
+
+    follower.report(0, Report(2, -9))
+    with pytest.raises(RoundOverError):
+        first.look(0, [0, 1])
+
+    joined = at_the_same_time(follower.wait_for_round)
+    first.gather(1, 1)
+    joined()
+    collected = at_the_same_time(lambda: first.collect(1, [0, 1], Report(0, 1)))
+    time.sleep(0.3)
+    with pytest.raises(RoundOverError):
+        follower.look(1, [0, 1])
+    follower.report(1, Report(-1, 0))
+    assert collected() == ([Report(0, 1), Report(-1, 0)], [])
+
+
+def test_a_node_that_falls_silent_is_left_out(first: First, follower: Follower) -> None:
+    joined = at_the_same_time(follower.wait_for_round)
+    first.gather(0, 1)
+    joined()
+    follower.close()
+
+    assert first.collect(0, [0, 1], Report(0, 1)) == ([Report(0, 1)], [1])
+    assert first.gather(1, 1) == [0]
+
+
+def test_an_agent_that_was_started_again_is_no_part_of_the_round_it_died_in(
+    first: First, follower: Follower
+) -> None:
+    joined = at_the_same_time(follower.wait_for_round)
+    first.gather(0, 1)
+    joined()
+    follower.close()
+
+    again = Follower(THERE)
+    joined = at_the_same_time(again.wait_for_round)
+    assert first.collect(0, [0, 1], Report(0, 1)) == ([Report(0, 1)], [1])
+    assert first.gather(1, 1) == [0, 1]
+    assert joined() == (1, [0, 1])
+    again.close()
+
+
+def test_a_node_that_comes_late_makes_the_workers_stop_for_the_next_round(
+    first: First, follower: Follower, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "JOIN_TIMEOUT_S", 0.1)
+    first.stop_round = tmp_path / "stop"
+    assert first.gather(0, 1) == [0]
+    first.look(0, [0])
+    assert not first.stop_round.exists()
+
+    late = Follower(THERE)
+    joined = at_the_same_time(late.wait_for_round)
+    while not first.stop_round.exists():
+        first.look(0, [0])
+
+    assert first.gather(1, 1) == [0, 1]
+    assert joined() == (1, [0, 1])
+    late.close()
+
+
+def test_too_few_nodes_are_told(first: First, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "JOIN_TIMEOUT_S", 0.1)
+
+    with pytest.raises(TooFewNodesError, match="1 nodes are left, and 2 are needed"):
+        first.gather(0, 2)

@@ -1,0 +1,122 @@
+"""`univip dash`: where it serves, to whom, and that what it leaves behind can be stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from jobs.config import Config, RunHeader, RunKind, store
+from launcher import dash
+from launcher.cli.main import run
+from univip.config import DataConfig
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Path]:
+    """A folder of runs; whatever is left running there is stopped."""
+    folder = tmp_path / "runs"
+    yield folder
+    dash.down(folder)
+
+
+def univip(runs: Path, *arguments: str) -> tuple[int, list[str]]:
+    """Exit status of a command line, and what it says, on a machine without Prometheus."""
+    command = [sys.executable, "-m", "launcher.cli.main", "--runs", str(runs), "dash", *arguments]
+    environment = {**os.environ, "PATH": str(runs)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr.splitlines()
+
+
+def get(url: str, **headers: str) -> str:
+    with urlopen(Request(url, headers=headers), timeout=10) as response:
+        return str(response.read().decode())
+
+
+def test_it_is_started_once_and_stopped(runs: Path) -> None:
+    code, lines = univip(runs, "--up", "--port", "0")
+
+    assert code == 0
+    assert lines[-1] == "stop       univip dash --down"
+    url = lines[0].split()[1]
+    port = url.split(":")[2].rstrip("/")
+    assert lines[2].startswith(f"tunnel     ssh -N -L {port}:127.0.0.1:{port} ")
+    assert '<script type="module"' in get(url)
+    assert json.loads(get(f"{url}api/runs"))["runs"] == []
+    assert get(f"{url}metrics").startswith("# HELP")
+    assert get(f"{url}healthz") == "ok\n"
+    code, lines = univip(runs, "--up", "--port", "0")
+    assert (code, lines[-1]) == (5, "  fix:   univip dash --down")
+
+    assert univip(runs, "--down") == (0, ["stopped    dash"])
+    with pytest.raises(URLError):
+        get(url)
+    assert univip(runs, "--down") == (0, ["nothing was running"])
+    assert not (runs / ".dash" / "dash.json").exists()
+
+
+def test_for_other_machines_a_token_is_made_that_only_its_owner_reads(runs: Path) -> None:
+    url = univip(runs, "--up", "--host", "0.0.0.0", "--port", "0")[1][0].split()[1]
+
+    token = (runs / ".dash" / "token").read_text().strip()
+    assert url.endswith(f"/?token={token}")
+    assert stat.S_IMODE((runs / ".dash").stat().st_mode) == 0o700
+    here = f"http://127.0.0.1:{url.split(':')[2].partition('/')[0]}/api/runs"
+    with pytest.raises(HTTPError, match="401") as refused:
+        get(here)
+    refused.value.close()
+    assert get(here, Authorization=f"Bearer {token}").startswith("{")
+
+
+def test_an_address_that_is_taken_is_told_before_it_is_left_behind(runs: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+
+        code, lines = univip(runs, "--up", "--port", str(taken.getsockname()[1]))
+
+    assert code == 1
+    assert "must be free to serve at" in lines[0]
+    assert not (runs / ".dash" / "dash.json").exists()
+
+
+def test_a_process_that_took_over_the_number_is_not_stopped(runs: Path) -> None:
+    """The file of a server that died tells of a process id, which is another process by now."""
+    folder = runs / ".dash"
+    folder.mkdir(parents=True)
+    document = {"pid": os.getpid(), "start_ticks": 1, "host": socket.gethostname(), "address": "x"}
+    (folder / "dash.json").write_text(json.dumps(document))
+
+    assert dash.down(runs) == []
+    assert not (folder / "dash.json").exists()
+
+
+def test_what_runs_on_another_machine_is_left_to_it(runs: Path) -> None:
+    folder = runs / ".dash"
+    folder.mkdir(parents=True)
+    document = {"pid": os.getpid(), "start_ticks": 1, "host": "elsewhere", "address": "x"}
+    (folder / "dash.json").write_text(json.dumps(document))
+
+    assert dash.down(runs) == []
+    assert (folder / "dash.json").exists()
+
+
+def test_a_report_is_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "runs" / "a-1"
+    run_dir.mkdir(parents=True)
+    store(Config(data=DataConfig(root="/x")), RunHeader("a-1", RunKind.train, "f", 1), run_dir)
+
+    assert run(["--runs", str(tmp_path / "runs"), "report", "a-1"]) == 0
+
+    path = Path(capsys.readouterr().out.strip())
+    assert path == run_dir / "results" / "report.html"
+    assert "<h1>a-1</h1>" in path.read_text(encoding="utf-8")

@@ -1,0 +1,196 @@
+"""SLURM's queue is asked seldom, and what it says becomes the state of a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.config import Config, RunHeader, RunKind, store
+from jobs.outcomes import read_json, write_json
+from jobs.requests import Request, Stage
+from launcher import queue as queue_module
+from launcher.queue import look
+from launcher.runs import RunState, State, read_state
+from univip.config import DataConfig
+
+
+class Slurm:
+    """Stand-ins for squeue and sacct that count their calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.says(squeue="", sacct="")
+
+    def says(self, **lines: str) -> None:
+        for name, text in lines.items():
+            (self.folder / f"{name}.txt").write_text(text)
+            script = f"echo {name} >> {self.folder}/calls; cat {self.folder}/{name}.txt"
+            self.answers(name, script)
+
+    def answers(self, name: str, script: str) -> None:
+        (self.folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self.folder / name).chmod(0o755)
+
+    def calls(self) -> list[str]:
+        calls = self.folder / "calls"
+        return calls.read_text().split() if calls.exists() else []
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return Slurm(tmp_path / "bin")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run whose boxes are job 6, an array, and whose training is job 7."""
+    run_dir = tmp_path / "runs" / "a-1"
+    run_dir.mkdir(parents=True)
+    header = RunHeader("a-1", RunKind.train, "f" * 64, 10, "proposals-1")
+    store(Config(data=DataConfig(root="/x")), header, run_dir)
+    stages = [Stage("shards", "proposals-1"), Stage("merge", "proposals-1"), Stage("train", "a-1")]
+    request = Request("pipeline", stages, submitted=1.0)
+    request.save(run_dir)
+    jobs = [{"stage": stage.kind, "run": stage.run, "id": f"{n}"} for n, stage in enumerate(stages, start=6)]
+    write_json(run_dir / "jobs.json", {"request": request.id, "jobs": jobs})
+    return run_dir
+
+
+def attempt(run_dir: Path, stage: str, job_id: str, **more: object) -> None:
+    number = len(list((run_dir / "attempts").glob("*"))) + 1
+    folder = run_dir / "attempts" / f"{number:04d}"
+    folder.mkdir(parents=True)
+    owner = {"host": "node1", "pid": 1, "start_ticks": 1, "started": 1.0, "slurm_job_id": job_id}
+    write_json(folder / "attempt.json", {"number": number, "stage": stage, **owner, **more})
+
+
+def later(runs: Path, seconds: float) -> None:
+    """Let time pass: what is remembered becomes that much older."""
+    document = read_json(runs / queue_module._FILE)
+    assert document is not None
+    missing = {job_id: when - seconds for job_id, when in document["missing"].items()}
+    write_json(runs / queue_module._FILE, document | {"time": document["time"] - seconds, "missing": missing})
+
+
+def test_slurm_is_asked_once_in_30_s_however_many_look(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.says(squeue="7|RUNNING|None\n")
+
+    for job_id in ["7", "8", "7", "9"]:
+        look(tmp_path, [job_id])
+    assert slurm.calls() == ["squeue"]
+
+    later(tmp_path, 31)
+    for job_id in ["7", "8", "9"]:
+        look(tmp_path, [job_id])
+    assert slurm.calls() == ["squeue", "sacct"]  # of 8 and 9, together
+
+    later(tmp_path, 31)
+    assert look(tmp_path, ["7", "8", "9"]).get("7") is not None
+    assert slurm.calls() == ["squeue", "sacct", "squeue"]
+
+
+def test_how_a_job_ended_is_asked_for_once_and_remembered(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.says(sacct="8|TIMEOUT\n")
+    look(tmp_path, ["8"])
+    later(tmp_path, 31)
+    look(tmp_path, ["8"])
+    for _ in range(3):
+        later(tmp_path, 1000)
+        ended = look(tmp_path, ["8"]).get("8")
+        assert ended is not None
+        assert ended.state == "TIMEOUT"
+
+    assert slurm.calls() == ["squeue", "sacct", "squeue", "squeue", "squeue"]
+
+
+def test_without_accounting_and_without_an_answer_what_was_said_still_stands(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    slurm.says(squeue="7|RUNNING|None\n")
+    look(tmp_path, ["7"])
+    for name in ("squeue", "sacct"):
+        slurm.answers(name, "echo Unable to contact slurm controller >&2; exit 1")
+    later(tmp_path, 31)
+
+    found = look(tmp_path, ["7"])
+
+    assert found.error.endswith("Unable to contact slurm controller")
+    assert found.jobs["7"].state == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("squeue", "state", "stage", "cause", "says"),
+    [
+        ("6|PENDING|Priority", State.queued, "shards", "Priority", ""),
+        ("6|PENDING|JobHeldAdmin", State.queued, "shards", "JobHeldAdmin", "scontrol release 6"),
+        ("6|RUNNING|None\n6|PENDING|JobArrayTaskLimit", State.running, "shards", "", ""),
+        ("6|COMPLETED|None\n7|PENDING|Dependency", State.queued, "merge", "", ""),
+        ("6|COMPLETED|None\n7|COMPLETED|None\n8|RUNNING|None", State.running, "train", "", ""),
+        ("6|FAILED|NonZeroExitCode\n6|COMPLETED|None", State.failed, "shards", "unknown", "job 6 failed"),
+        ("6|CANCELLED|None", State.cancelled, "shards", "", "job 6 was cancelled"),
+        ("6|OUT_OF_MEMORY|OutOfMemory", State.stopped, "shards", "out_of_memory", "OUT_OF_MEMORY"),
+        ("6|TIMEOUT|TimeLimit", State.stopped, "shards", "time_limit", "TIMEOUT"),
+        (
+            "6|PENDING|DependencyNeverSatisfied",
+            State.stopped,
+            "shards",
+            "DependencyNeverSatisfied",
+            "waits for a job that has failed",
+        ),
+        ("9|RUNNING|None", State.stopped, "shards", "", ""),
+    ],
+)
+def test_the_state_of_a_run_is_that_of_its_first_job_that_is_not_through(
+    slurm: Slurm, run_dir: Path, squeue: str, state: State, stage: str, cause: str, says: str
+) -> None:
+    slurm.says(squeue=squeue + "\n")
+
+    found = read_state(run_dir)
+
+    assert (found.state, found.stage, found.cause) == (state, stage, cause)
+    assert says in found.message
+
+
+def test_files_are_believed_before_an_old_answer(slurm: Slurm, run_dir: Path) -> None:
+    boxes = run_dir.parent / "proposals-1"
+    slurm.says(squeue="6|RUNNING|None\n7|PENDING|Dependency\n8|PENDING|Dependency\n")
+    assert read_state(run_dir) == RunState(State.running, "shards")
+
+    attempt(boxes, "merge", "7", ended=2.0, exit_code=0)
+    assert read_state(run_dir) == RunState(State.queued, "train")
+
+    attempt(run_dir, "train", "8", started=time.time() + 1)
+    assert read_state(run_dir) == RunState(State.running, "train", attempt=1)
+
+    attempt(run_dir, "train", "8", ended=3.0, exit_code=77, cause="refused", message="wrong")
+    assert read_state(run_dir) == RunState(State.failed, "train", "refused", 2, "wrong")
+    assert slurm.calls() == ["squeue"]
+
+
+def test_a_shard_that_failed_says_why(slurm: Slurm, run_dir: Path) -> None:
+    boxes = run_dir.parent / "proposals-1"
+    attempt(boxes, "shard:0", "6_0", ended=2.0, exit_code=1, cause="crash", message="it broke")
+    rest = "7|PENDING|Dependency\n8|PENDING|Dependency\n"
+    attempt(boxes, "shard:1", "6_1", ended=2.0, exit_code=0, cause="done")
+    slurm.says(squeue=f"6|RUNNING|None\n6|FAILED|NonZeroExitCode\n{rest}")
+    assert read_state(run_dir).state is State.running
+
+    slurm.says(squeue=f"6|COMPLETED|None\n6|FAILED|NonZeroExitCode\n{rest}")
+    later(run_dir.parent, 31)
+
+    assert read_state(run_dir) == RunState(State.failed, "shards", "crash", 0, "it broke")
+
+
+def test_where_slurm_never_answered_a_run_is_what_its_files_say(slurm: Slurm, run_dir: Path) -> None:
+    slurm.answers("squeue", "echo no controller >&2; exit 1")
+    assert read_state(run_dir).state is State.queued
+    assert "no controller" in read_state(run_dir).message
+
+    attempt(run_dir.parent / "proposals-1", "shard:0", "6_0")
+
+    assert read_state(run_dir).state is State.running

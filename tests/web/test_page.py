@@ -1,0 +1,358 @@
+"""The page in a real Chromium: what a person sees, types and points at, and that nothing complains."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.config import Config, RunHeader, RunKind, store
+from jobs.requests import Request, stages_of
+from launcher.dash import routes_of
+from monitoring.journal import Journal
+from monitoring.server import Server
+from univip.config import DataConfig
+
+pytestmark = pytest.mark.slow
+
+LIVE = "coco_univip-11111111"
+HOSTILE = "<img src=x onerror=alert(1)>-22222222"
+PROPOSALS = "proposals-33333333"
+ENTER, BACKSPACE, LEFT, RIGHT = "\ue007", "\ue003", "\ue012", "\ue014"
+
+# Pairs of words and ground whose contrast is too small.
+CONTRASTS = """
+const style = getComputedStyle(document.documentElement);
+const light = (name) => {
+  const hex = style.getPropertyValue(`--${name}`).trim();
+  const parts = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255);
+  const linear = parts.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+};
+const contrast = (pair) => {
+  const [low, high] = pair.map(light).sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
+const words = ["ink surface", "quiet surface", "quiet ground", "accent surface", "good good-ground",
+  "bad bad-ground", "warn warn-ground", "accent live-ground", "quiet calm-ground", "bad surface",
+  "odd surface"];
+return words.map((pair) => [pair, contrast(pair.split(" "))]).filter(([, found]) => !(found >= 4.5));
+"""
+
+
+class Live:
+    """A run that trains while the page is open."""
+
+    def __init__(self, runs: Path, name: str, experiment: str = "coco_univip") -> None:
+        self.run_dir = runs / name
+        (self.run_dir / "attempts" / "0001" / "round-00").mkdir(parents=True)
+        store(
+            Config(data=DataConfig(root="/secret/place")),
+            RunHeader(name, RunKind.train, "f", 9),
+            self.run_dir,
+        )
+        Request("train", stages_of("train", name, "", now=1.0)).save(self.run_dir)
+        attempt = {"number": 1, "stage": "train", "host": "elsewhere", "pid": 1, "start_ticks": 1}
+        attempt |= {"slurm_job_id": "", "started": time.time() - 60, "ended": None, "exit_code": None}
+        attempt |= {"cause": "", "message": ""}
+        (self.run_dir / "attempts" / "0001" / "attempt.json").write_text(json.dumps(attempt))
+        log = self.run_dir / "attempts" / "0001" / "round-00" / "rank-0.log"
+        log.write_text("<script>alert(1)</script> /secret/place/x token=hunter2\n")
+        self.journal = Journal(self.run_dir)
+        self.journal.record("run", state="training", experiment=experiment, method="univip", num_images=640)
+        self.journal.record("round", world_size=2)
+        self.seconds = 0.0
+
+    def steps(self, first: int, last: int, **fields: Any) -> None:
+        for data_step in range(first, last + 1):
+            self.seconds += 1
+            loss = 3 + 5 * math.exp(-data_step / 30)
+            self.journal.record(
+                "step",
+                **{
+                    "step": data_step,
+                    "data_step": data_step,
+                    "loss": loss,
+                    "loss_min": loss,
+                    "loss_max": loss,
+                    "terms": {"scene": loss / 2, "scene_instance": loss / 3, "instance": loss / 6},
+                    "lr": 0.1,
+                    "momentum": 0.99,
+                    "gradient_norm": 1.0 + loss,
+                    "images": 8 * self.seconds,
+                    "steps": data_step,
+                    "seconds": self.seconds,
+                    "phases": {"data": self.seconds / 3, "forward": self.seconds / 2},
+                    "statistics": {"embedding_std_online": 0.9, "embedding_std_target": 0.95},
+                    "counts": {"images": 8 * self.seconds, "fallback": 3},
+                    "target": 400,
+                    "checkpoint_time": time.time(),
+                    **fields,
+                },
+            )
+        self.flush()
+
+    def flush(self) -> None:
+        while self.journal._lines:
+            time.sleep(0.01)
+        time.sleep(0.05)
+
+    def roll_back(self, at: int, target: int) -> None:
+        self.journal.record(
+            "rollback",
+            data_step=at,
+            target=target,
+            steps_discarded=at - target,
+            where="state",
+            reason="nonfinite",
+        )
+        self.journal.record("restore", data_step=target, checkpoint="x", seconds=1.0, passed_over={})
+        self.flush()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def live(runs: Path) -> Iterator[Live]:
+    run = Live(runs, LIVE)
+    run.steps(1, 120)
+    yield run
+    run.journal.close()
+
+
+@pytest.fixture
+def url(runs: Path, live: Live) -> Iterator[str]:
+    """Three runs, served as `univip dash` serves them."""
+    hostile = Live(runs, HOSTILE, "<b>bold</b>")
+    hostile.steps(1, 20)
+    hostile.journal.close()
+    boxes = runs / PROPOSALS
+    boxes.mkdir()
+    store(Config(data=DataConfig(root="/x")), RunHeader(PROPOSALS, RunKind.proposals, "f", 9), boxes)
+    with Journal(boxes, source="shards") as journal:
+        for shard, state in enumerate(["done", "failed", "running", "done"]):
+            journal.record("shard", shard=shard, state=state)
+            journal.record("proposals", shard=shard, images_done=7, images=9, boxes=70, failed={})
+    with Server("127.0.0.1", 0, routes_of(runs)) as server:
+        server.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def names(browser: Any) -> list[str]:
+    return list(
+        browser.run("return [...document.querySelectorAll('tr[data-run]')].map(row => row.dataset.run)")
+    )
+
+
+def test_runs_are_sorted_filtered_and_opened_by_keyboard(browser: Any, url: str) -> None:
+    browser.open(url)
+    browser.wait("document.querySelectorAll('tr[data-run]').length === 3")
+
+    browser.run("document.querySelector('th button').focus()")
+    browser.press(ENTER)
+    assert names(browser) == [HOSTILE, LIVE, PROPOSALS]
+    assert (
+        browser.run("return document.querySelector('th[aria-sort]').getAttribute('aria-sort')") == "ascending"
+    )
+    browser.press(ENTER)
+    assert names(browser) == [PROPOSALS, LIVE, HOSTILE]
+    assert browser.run("return document.activeElement.textContent").startswith("run")
+
+    browser.run("document.activeElement.blur()")
+    browser.press("/", *"coco")
+    assert names(browser) == [LIVE]
+    browser.press(*"zzz")
+    assert names(browser) == []
+    assert "No run matches" in browser.run("return document.body.innerText")
+    browser.press(*[BACKSPACE] * 7)
+    assert len(names(browser)) == 3
+
+    browser.run("document.querySelector('tr[data-run] a').focus()")
+    browser.press(ENTER)
+    browser.wait("document.querySelector('h1').textContent === arguments[0]", PROPOSALS)
+    assert browser.complaints() == []
+
+
+def test_a_run_shows_its_curves_output_and_configuration(browser: Any, url: str) -> None:
+    browser.open(f"{url}#/run/{LIVE}")
+
+    browser.wait("document.querySelectorAll('.chart:not([hidden]) canvas').length >= 8")
+    browser.wait("document.querySelector('.log')?.textContent")
+    text = browser.run("return document.body.innerText")
+    assert "120 of 400 data steps" in text
+    assert "No fault so far" in text
+    browser.wait("document.querySelector('.h-configuration').innerText.includes('…/place')")
+    assert "/secret" not in browser.run("return document.documentElement.outerHTML")
+    assert "hunter2" not in browser.run("return document.documentElement.outerHTML")
+    words = browser.run("return document.querySelector('.plot').getAttribute('aria-label')")
+    assert words.startswith("Loss. Loss: now 3.09")
+    assert browser.complaints() == []
+
+
+def test_a_rollback_and_a_nan_appear_while_the_page_is_open(browser: Any, url: str, live: Live) -> None:
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelector('.chart canvas')")
+    browser.wait("document.body.innerText.includes('No fault so far')")
+    browser.run("document.querySelector('.h-configuration input').focus()")
+
+    live.journal.record("skip", data_step=125, where="loss", reason="nonfinite", what="loss")
+    live.steps(121, 130, loss=float("nan"), loss_min=float("nan"), loss_max=float("nan"))
+    live.roll_back(130, 100)
+    live.steps(101, 140)
+
+    browser.wait("document.body.innerText.includes('rolled back to data step 100')")
+    browser.wait("document.body.innerText.includes('140 of 400 data steps')")
+    rows = "[...document.querySelectorAll('.h-what-happened tbody tr')]"
+    row = browser.run(f"return {rows}.map(row => row.innerText)")
+    assert len(row) == 2
+    assert "batch skipped" in row[0]
+    assert "30 steps" in row[1]
+    assert browser.run("return document.querySelectorAll('.timeline .mark').length") == 2
+    browser.wait("document.querySelector('.tiles').innerText.includes('1 rollback')")
+    # What a person was typing in is still there.
+    assert (
+        browser.run("return document.activeElement.getAttribute('aria-label')") == "Filter the configuration"
+    )
+    # By data step the bad values are of a future that was abandoned; by time they are on the line.
+    browser.run("document.querySelectorAll('[role=radio]')[1].click()")
+    browser.wait(
+        "document.querySelector('.plot').getAttribute('aria-label').includes('not finite in 10 places')"
+    )
+    assert browser.complaints() == []
+
+
+def test_dragging_shows_a_part_and_a_button_the_whole(browser: Any, url: str) -> None:
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelector('.chart canvas')")
+    browser.run("document.querySelector('.charts').scrollIntoView()")
+    label = "document.querySelector('.plot').getAttribute('aria-label')"
+    whole = browser.run(f"return {label}")
+
+    browser.drag(".u-over", 0.5, 0.9)
+
+    browser.wait(f"{label} !== arguments[0]", whole)
+    button = "[...document.querySelectorAll('button')].find(each => each.textContent === 'Whole run')"
+    browser.wait(f"!{button}.hidden")
+    browser.run(f"{button}.click()")
+    browser.wait(f"{label} === arguments[0]", whole)
+    assert browser.complaints() == []
+
+
+def test_runs_are_compared(browser: Any, url: str) -> None:
+    browser.open(url)
+    browser.wait("document.querySelectorAll('tr[data-run]').length === 3")
+    for name in (LIVE, HOSTILE):
+        browser.run(
+            'document.querySelector(`tr[data-run="${CSS.escape(arguments[0])}"] input`).click()', name
+        )
+
+    browser.run("document.querySelector('button.main').click()")
+
+    browser.wait(
+        "document.querySelector('.chart canvas') && document.querySelectorAll('.legend li').length === 2"
+    )
+    legend = browser.run("return document.querySelector('.legend').innerText")
+    assert LIVE in legend
+    assert HOSTILE in legend
+    browser.run(
+        "const axis = document.querySelectorAll('select')[1];"
+        "axis.value = 'hours'; axis.dispatchEvent(new Event('change'))"
+    )
+    browser.wait("document.querySelectorAll('.h-what-they-reached tbody tr').length === 2")
+    assert browser.complaints() == []
+
+
+def test_shards_are_a_grid_that_arrow_keys_move_in(browser: Any, url: str) -> None:
+    browser.open(f"{url}#/run/{PROPOSALS}")
+    browser.wait("document.querySelectorAll('.shard').length === 4")
+
+    browser.run("document.querySelector('.shard').focus()")
+    browser.press(RIGHT)
+
+    assert browser.run("return document.activeElement.ariaLabel").startswith("shard 1: failed, 7 of 9")
+    assert browser.run("return document.querySelector('[aria-live]').textContent").startswith(
+        "shard 1: failed"
+    )
+    browser.press(LEFT)
+    assert browser.run("return document.activeElement.getAttribute('aria-label')").startswith("shard 0: done")
+    assert browser.complaints() == []
+
+
+def test_no_name_output_or_value_becomes_markup(browser: Any, url: str) -> None:
+    browser.open(url)
+    browser.wait("document.querySelectorAll('tr[data-run]').length === 3")
+    links = "[...document.querySelectorAll('tr[data-run] a')]"
+    browser.run(f"{links}.find(link => link.textContent.startsWith('<img')).click()")
+    browser.wait("document.querySelector('.log')?.textContent.includes('<script>alert(1)</script>')")
+
+    assert browser.run("return document.querySelector('h1').textContent") == HOSTILE
+    assert browser.run("return document.querySelectorAll('main img, main script, main b b').length") == 0
+    assert browser.run("return document.title") == f"univip: {HOSTILE}"
+    browser.open(
+        f"{url}api/runs/{HOSTILE.replace('<', '%3C').replace('>', '%3E').replace(' ', '%20')}/report"
+    )
+    assert browser.run("return document.querySelector('h1').textContent") == HOSTILE
+    assert browser.run("return document.querySelectorAll('img, script').length") == 0
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("width", [360, 820, 1600])
+@pytest.mark.parametrize("place", ["", f"#/run/{LIVE}", f"#/compare/{LIVE},{PROPOSALS}"])
+def test_nothing_hangs_over_the_edge(browser: Any, url: str, width: int, place: str) -> None:
+    browser.resize(width, 800)
+    browser.open(url + place)
+    browser.wait("document.querySelector('tr[data-run], .chart canvas, .h-what-they-reached')")
+    browser.wait("!document.getElementById('link').textContent")
+
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_everything_that_can_be_used_has_a_name(browser: Any, url: str) -> None:
+    for place in ("", f"#/run/{LIVE}"):
+        browser.open(url + place)
+        browser.wait("document.querySelector('tr[data-run], .chart canvas')")
+        browser.wait("document.querySelector('tr[data-run], .log')")
+        nameless = browser.run(
+            "return [...document.querySelectorAll('button, a, input, select, [role=img], [role=region]')]"
+            ".filter(each => !each.closest('[hidden]'))"
+            ".filter(each => !(each.ariaLabel || each.textContent.trim() || each.labels?.length))"
+            ".map(each => each.outerHTML)"
+        )
+        assert nameless == []
+
+
+def test_words_can_be_read_on_their_ground(browser: Any, url: str) -> None:
+    """Contrast of at least 4.5 as WCAG counts it, in both schemes."""
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.tell("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.open(f"{url}#/run/{LIVE}")
+        browser.wait("document.querySelector('.chart canvas')")
+        poor = browser.run(CONTRASTS)
+        assert poor == [], scheme
+
+
+def test_a_server_that_is_gone_is_told_and_the_page_goes_on_once_it_is_back(
+    browser: Any, url: str, live: Live
+) -> None:
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelector('.chart canvas')")
+    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+
+    browser.tell("Network.enable", {})
+    browser.tell("Network.emulateNetworkConditions", {**network, "offline": True})
+    browser.wait("document.getElementById('link').textContent.includes('no answer')")
+    live.steps(121, 200)
+    browser.tell("Network.emulateNetworkConditions", {**network, "offline": False})
+
+    browser.wait("document.body.innerText.includes('200 of 400 data steps')")
+    browser.wait("!document.getElementById('link').textContent")

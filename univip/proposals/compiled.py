@@ -1,0 +1,155 @@
+"""Machine code of the fast engine: compiled once per user and version, then loaded from a private cache.
+
+Compiling takes half a minute, so it must happen once, before many processes start at the same time. The cache
+directory is named by everything the machine code depends on (sources, numba, Python, processor) and appears
+whole or not at all: a process that finds none compiles into a directory of its own and renames it, and of
+several at once the first one wins. So nothing ever writes into a directory that others read, which numba's
+own index would not survive, and no lock is needed on a network file system. Cached code is executed, so a
+directory that somebody else could have written is not used.
+
+Every function is compiled for exactly the types it is declared with, when its module is imported. This module
+and the ones that use it load numba (a second): import them where they are used, never for `--help`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite
+import numba
+from llvmlite import binding
+
+_logger = logging.getLogger(__name__)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Machine numbers: the declared type counts, and numba converts at every call what NumPy's types keep apart.
+Scalar = Any
+
+# Every module that compiles; editing one of them is another cache, since callers contain their callees.
+MODULES = ("compiled", "sorting", "segmentation", "regions", "merging", "grouping")
+
+
+def compiled(signature: str) -> Callable[[_Function], _Function]:
+    """Compile a function for these types, now, or load it from the cache.
+
+    One thread, no reassociation of floating-point sums: the results must be those of OpenCV to the last bit.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        # numba takes the directory from this global at the moment it sees the function.
+        config: Any = numba.config
+        before = config.CACHE_DIR
+        config.CACHE_DIR = str(store.directory or "")
+        try:
+            make: Any = numba.njit(signature, cache=store.directory is not None, error_model="numpy")
+            made: _Function = make(function)
+        finally:
+            config.CACHE_DIR = before
+        return made
+
+    return decorate
+
+
+def publish() -> None:
+    """Make what this process compiled available to others; call once all of `MODULES` are imported."""
+    store.publish()
+
+
+class Store:
+    """Where the machine code of this process comes from and goes to.
+
+    Attributes:
+        directory: Given to numba; None without a directory that can be trusted.
+    """
+
+    def __init__(self) -> None:
+        self.directory: Path | None = None
+        self._final: Path | None = None  # set while `directory` is one of our own, not yet published
+        try:
+            root = cache_root()
+            _private(root)
+            final = root / _version()
+            if final.is_dir():
+                _private(final)
+                self.directory = final
+            else:
+                self.directory = Path(tempfile.mkdtemp(prefix="compiling-", dir=root))
+                self._final = final
+                atexit.register(self._discard)
+        except OSError as error:
+            _logger.warning(
+                "the fast search engine is compiled again by every process, half a minute each: "
+                "its cache cannot be used.\n  where: %s\n"
+                "  fix:   export XDG_CACHE_HOME=/a/directory/of/yours",
+                error,
+            )
+
+    def publish(self) -> None:
+        """Give the directory its final name; nothing to do if it has it already."""
+        if self._final is None or self.directory is None:
+            return
+        try:
+            self.directory.rename(self._final)
+        except OSError:
+            if not self._final.is_dir():
+                raise
+            self._discard()  # another process was first, with the same machine code
+        self._final = None
+
+    def _discard(self) -> None:
+        """Remove what was not published; numba has everything in memory by now."""
+        if self._final is not None and self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def cache_root() -> Path:
+    """Directory of this user's caches, as the XDG convention has it.
+
+    Raises:
+        OSError: If this user has no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip"
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
+
+
+def _private(directory: Path) -> None:
+    """Make the directory, or check that nobody else can write to it.
+
+    Raises:
+        PermissionError: If it belongs to somebody else.
+        OSError: If it cannot be made.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(f"{directory} must be a directory of this user, but is not")
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise PermissionError(f"{directory} must be writable by this user alone, but is not")
+
+
+def _version() -> str:
+    """Name for everything that the machine code depends on, numba's own checks (path, time) included."""
+    digest = hashlib.sha256()
+    for name in MODULES:
+        source = Path(__file__).with_name(f"{name}.py")
+        digest.update(f"{source}\n{source.stat().st_mtime_ns}\n".encode())
+        digest.update(source.read_bytes())
+    features = binding.get_host_cpu_features().flatten()
+    versions = numba.__version__, llvmlite.__version__, platform.python_version()
+    digest.update("\n".join([*versions, binding.get_host_cpu_name(), features]).encode())
+    return f"search-{digest.hexdigest()[:16]}"
+
+
+store = Store()
