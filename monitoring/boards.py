@@ -148,6 +148,9 @@ BOARDS = (
         Panel("Where the step goes", "timeseries", "percentunit", (
             (f"run:univip_train_phase_seconds:share_rate5m{RUN}", "{{phase}}"),),
               "More than 0.3 in `data`: photographs are not read fast enough.", stack=True),
+        Panel("Norm of the state", "timeseries", "short", (
+            (f"univip_train_state_norm{RUN}", "{{part}}"),),
+              "Of parameters and buffers; steady growth without end comes before a divergence.", log=True),
         Panel("Effective rank", "timeseries", "short", ((f"univip_eval_effective_rank{RUN}", "{{network}}"),),
               "Dimensions that the features use, of the last evaluation."),
     )),
@@ -171,6 +174,12 @@ BOARDS = (
             (f"sum by (run) (increase(univip_fault_skipped_steps_total{RUNS}[$__rate_interval]))",
              "{{run}}"),),
               "Batches that changed nothing."),
+        Panel("Spikes and stalls", "timeseries", "short", (
+            (f"sum by (run) (increase(univip_fault_spikes_total{RUNS}[$__rate_interval]))",
+             "{{run}}: values far above the usual"),
+            (f"sum by (run) (increase(univip_fault_stalls_total{RUNS}[$__rate_interval]))",
+             "{{run}}: ranks that hold the others up")),
+              "Neither changed anything; many of them come before worse."),
         Panel("Rollbacks", "timeseries", "short", (
             (f"sum by (run, reason) (univip_fault_rollbacks_total{RUNS})", "{{run}}: {{reason}}"),),
               "Over the run. The budget is `resilience.max_rollbacks`."),

@@ -53,7 +53,7 @@ def test_every_fault_of_a_run_is_counted_and_no_counter_goes_back(
     job.until(lambda: look() and "failure" in outcomes(run), "a failed checkpoint")
     resource.prlimit(writer, resource.RLIMIT_FSIZE, (hard, hard))
     job.until(lambda: look() and run.records("restart"), "the kill")
-    assert job.wait() == 0, job.stderr
+    assert job.process.wait(120) == 0, job.stderr
     last = totals(Exporter(run.directory.parent), run)
     seen.extend([totals(living, run), last])
 

@@ -114,6 +114,8 @@ class Training:
                     "embedding_std_online": 0.9,
                     "embedding_std_target": 0.8,
                     "sinkhorn_residual": 1e-6,
+                    "norm_parameters": 50.0,
+                    "norm_buffers": 20.0,
                 },
                 counts={"too_small": 3, "fallback": 4, "substituted_missing": 1},
             )
