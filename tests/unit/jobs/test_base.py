@@ -140,6 +140,8 @@ def test_wrong_data_ends_with_77_and_three_lines(run_dir: Path, capfd: pytest.Ca
 
 def test_photographs_left_out_of_the_index_are_named_in_the_journal(run_dir: Path) -> None:
     (run_dir.parent / "photographs" / "letter.jpg").write_text("hello")
+    config, header = load(run_dir), load_header(run_dir)
+    store(config, replace(header, fingerprint=scan(config.data).fingerprint), run_dir)
 
     assert base.run_job("prepare", str(run_dir)) == 0
 
@@ -147,8 +149,10 @@ def test_photographs_left_out_of_the_index_are_named_in_the_journal(run_dir: Pat
     assert (failed["path"], failed["reason"]) == ("letter.jpg", "corrupt")
 
 
-def test_a_bug_ends_with_1_and_a_traceback(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (run_dir / "images.arrow").mkdir()
+def test_a_bug_ends_with_1_and_a_traceback(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(proposals, "prepare", lambda *_, **__: 1 / 0)
 
     assert base.run_job("prepare", str(run_dir)) == 1
 

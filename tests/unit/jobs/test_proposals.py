@@ -103,8 +103,10 @@ def test_without_a_usable_photograph_the_shards_are_refused_and_searched_again(
         DataError, match="at least one of the 3 images must be usable, but none is: 3 missing"
     ):
         proposals.run_shards(config, run_dir, observer)
+    for shard in range(proposals.num_shards(config, run_dir)):  # as on SLURM: no process sees all shards
+        proposals.run_shard(config, run_dir, shard, observer)
     with pytest.raises(DataError, match="at least one of the 3 images must be usable"):
-        proposals.merge(config, run_dir)  # as on SLURM, where no process sees all shards
+        proposals.merge(config, run_dir)
     (tmp_path / "out of reach").rename(tmp_path / "data")
     proposals.run_shards(config, run_dir, observer)
 

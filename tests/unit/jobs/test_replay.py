@@ -94,6 +94,7 @@ def trained(boxes: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
                 still_owner=lambda: True,
                 totals=Totals(),
                 place={"attempt": 1, "round": 0},
+                on_hang=pytest.fail,
             )
         return run_dir
 

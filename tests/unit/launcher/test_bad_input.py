@@ -392,8 +392,8 @@ def test_the_coco_recipe_on_slurm_is_what_the_paper_says(
     scripts = {part.partition("\n")[0]: part for part in out.split("# sbatch script of ")[1:]}
     assert list(scripts) == ["prepare", "shards", "merge", "train", "evaluate"]
     assert all("#SBATCH --partition=gpu\n" in script for script in scripts.values())
-    assert "#SBATCH --array=0-23%50\n" in scripts["shards"]
-    for line in ("--gpus-per-node=8", "--ntasks-per-node=1", "--time=1440", "--signal=USR2@120", "--requeue"):
+    assert "#SBATCH --array=0-23%24\n" in scripts["shards"]
+    for line in ("--gpus-per-node=8", "--nodes=1-1", "--time=1440", "--signal=USR2@120", "--requeue"):
         assert f"#SBATCH {line}\n" in scripts["train"]
     assert "--gpus" not in scripts["prepare"] + scripts["shards"] + scripts["merge"]
     for before, after in zip(list(scripts)[:-1], list(scripts)[1:], strict=True):

@@ -39,7 +39,7 @@ def test_a_run_is_completed(runs: Path, verb: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_in_another_folder_is_completed(runs: Path) -> None:
-    assert complete(["--runs", str(runs), "proposals", "show"], "other") == ["other-1"]
+    assert complete(["--runs", str(runs), "show"], "other") == ["other-1"]
 
 
 def test_keys_and_options_of_groups_are_completed() -> None:

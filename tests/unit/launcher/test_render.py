@@ -91,6 +91,6 @@ def test_photographs_that_fail_in_turn_are_named_once_each(capsys: pytest.Captur
 
 
 def test_boxes_are_counted_in_images_also_when_they_are_done() -> None:
-    boxes = Summary("proposals-1", RunState(State.done), done=23, target=23, shards_done=3)
+    boxes = Summary("proposals-1", RunState(State.done), done=23, target=23, shards_done=3, num_shards=3)
 
-    assert render.progress_line(boxes) == "done       ━━━━━━━━━━━━ 23/23 images  3 shards done"
+    assert render.progress_line(boxes) == "done       ━━━━━━━━━━━━ 23/23 images  3/3 shards"
