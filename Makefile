@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/univip demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow and not gpu and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
 
 slow: .venv/installed
 	$(BIN)/python -m pytest -m "slow and not gpu and not slurm"

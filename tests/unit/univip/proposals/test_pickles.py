@@ -153,7 +153,7 @@ ARRAY = LATER + b"(" + wish("numpy", "ndarray") + b"K\x00\x85C\x01btR"
         (b"not a pickle", ""),
         (b"", ""),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "content",
 )
 def test_what_is_more_than_boxes_is_refused(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, says: str
