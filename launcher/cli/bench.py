@@ -11,10 +11,10 @@ import click
 
 # Benchmark -> entry point, by name: running one loads torch or OpenCV.
 _BENCHMARKS = {
-    "step": "jobs.bench:step",
-    "proposals": "jobs.bench_proposals:proposals",
-    "filter": "jobs.bench_filter:filter_",
-    "checkpoint": "jobs.bench_checkpoint:checkpoint",
+    "step": "jobs.bench.step:step",
+    "proposals": "jobs.bench.proposals:proposals",
+    "filter": "jobs.bench.filter:filter_",
+    "checkpoint": "jobs.bench.checkpoint:checkpoint",
     "exporter": "monitoring.bench:exporter",
 }
 _ON_FOLDERS = ("checkpoint", "exporter")  # the others look at photographs

@@ -12,8 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jobs import bench_proposals
-from jobs.bench import Result
+from jobs.bench import proposals as bench_proposals
+from jobs.bench.result import Result
 from jobs.config import Config
 from launcher.cli.main import run
 from launcher.errors import USAGE

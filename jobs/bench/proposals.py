@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask
 
-from jobs.bench import Result, one_core
+from jobs.bench.result import Result, one_core
 from jobs.config import Config
 from univip.config import DataFormat, SearchEngine
 from univip.data.decode import decode

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.bench import Result, one_core
+from jobs.bench.result import Result, one_core
 from univip.config import ProposalsConfig
 from univip.data.decode import decode
 from univip.data.scan import PHOTO_SUFFIXES

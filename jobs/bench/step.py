@@ -1,25 +1,19 @@
-"""How fast the parts are, on one core, against a reference that is measured in turn with them.
-
-One process takes one and the other step after step, so whatever else the machine does falls on both, and
-their ratio can be compared between machines where images per second cannot.
-"""
+"""Training from files to updated networks, against the bare network on the same pictures."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple
 
-import torch
 from torch.optim import Optimizer
 
 from jobs import proposals
+from jobs.bench.result import Result, one_core
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.train import fresh_method, load_batches, make_plan, make_source
 from univip.config import (
@@ -44,19 +38,6 @@ from univip.optim.groups import make_optimizer
 from univip.resilience.faults import PlantedFaults
 from univip.resilience.guard import Guard, Verdict
 from univip.types import Method, Views
-
-
-class Result(TypedDict):
-    """One line of `univip bench NAME --json`."""
-
-    name: str
-    value: float
-    unit: str
-    reference: float
-    reference_name: str
-    ratio: float  # value / reference
-    better: str  # higher | lower
-    details: dict[str, Any]
 
 
 class Timing(NamedTuple):
@@ -109,25 +90,6 @@ def step(photographs: Path, *, global_batch: int = 32, data_steps: int = 30, war
             "core_share": round(core_share, 3),  # well below 1: something else ran on this core
         },
     )
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Hold this process on one core with one computing thread; threads that already exist are moved too."""
-    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    _move_to({max(cores)})  # the first one of a machine usually serves its devices
-    torch.set_num_threads(1)  # Pillow and NumPy's elementwise operations have no threads
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        _move_to(cores)
-
-
-def _move_to(cores: set[int]) -> None:
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):  # it has ended meanwhile
-            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _setting(photographs: Path, global_batch: int, data_steps: int) -> Config:

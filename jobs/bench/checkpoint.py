@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from jobs.bench import Result
+from jobs.bench.result import Result
 from jobs.config import Config
 from jobs.train import fresh_method
 from univip.checkpoint import layout

@@ -10,8 +10,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jobs import bench, bench_filter
-from jobs.bench_filter import one_at_a_time
+from jobs.bench import filter as bench_filter
+from jobs.bench.filter import one_at_a_time
+from jobs.bench.result import Result
 from launcher.cli.main import run
 
 
@@ -45,9 +46,9 @@ def test_the_reference_keeps_what_exact_fractions_keep() -> None:
 
 
 def test_it_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def filter_(photographs: Path) -> bench.Result:
+    def filter_(photographs: Path) -> Result:
         assert (photographs / "annotations" / "instances_train.json").is_file()
-        return bench.Result(
+        return Result(
             name="filter", value=4.0, unit="images/s", reference=2.0, reference_name="a loop", ratio=2.0,
             better="higher", details={},
         )  # fmt: skip

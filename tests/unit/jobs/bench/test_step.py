@@ -13,7 +13,8 @@ import PIL.Image
 import pytest
 import torch
 
-from jobs import bench
+from jobs.bench import step as bench
+from jobs.bench.result import Result, one_core
 from launcher.cli.main import run
 from launcher.errors import USAGE
 
@@ -63,7 +64,7 @@ def test_every_thread_is_held_on_one_core_and_let_go_again() -> None:
     other.start()
     try:
         assert other.native_id is not None
-        with bench.one_core():
+        with one_core():
             [core] = os.sched_getaffinity(0)
             assert os.sched_getaffinity(other.native_id) == {core}
             assert torch.get_num_threads() == 1
@@ -79,8 +80,8 @@ def test_an_unknown_name_is_a_usage_error_that_lists_the_names(capsys: pytest.Ca
 
 
 @pytest.fixture
-def fake_step(monkeypatch: pytest.MonkeyPatch) -> bench.Result:
-    result = bench.Result(
+def fake_step(monkeypatch: pytest.MonkeyPatch) -> Result:
+    result = Result(
         name="step",
         value=30.0,
         unit="images/s",
@@ -99,7 +100,7 @@ def fake_step(monkeypatch: pytest.MonkeyPatch) -> bench.Result:
     return result
 
 
-def test_json_is_one_object_on_one_line(fake_step: bench.Result, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_on_one_line(fake_step: Result, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "step", "--json"]) == 0
     [line] = capsys.readouterr().out.splitlines()
     assert json.loads(line) == fake_step
