@@ -100,7 +100,9 @@ def test_processes_that_start_at_once_all_get_the_same_boxes_and_one_cache(tmp_p
         )
         for number in range(3)
     ]
-    assert [process.wait() for process in started] == [0, 0, 0]
+    for process in started:
+        process.communicate()
+    assert [process.returncode for process in started] == [0, 0, 0]
     [final] = (tmp_path / "univip").iterdir()  # and nothing left over
     before = sorted((path.name, path.stat().st_mtime_ns) for path in final.rglob("*"))
     late = subprocess.run(
