@@ -187,28 +187,33 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"data.root={root}", f"data.split={SPLIT}", "proposals.min_sizes=[16,24]", "views.min_overlap=16"]
 
 
-@pytest.fixture(scope="session")
-def calm(
-    cluster: Cluster, photographs: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Runs, list[str]]:
-    """Where the pipeline that nothing happens to is run, and its request."""
-    runs = Runs(cluster, tmp_path_factory.mktemp("calm"), photographs)
-    return runs, runs.request()
+@pytest.fixture
+def empty(cluster: Cluster, photographs: list[str], tmp_path: Path) -> Runs:
+    """A folder without runs or boxes."""
+    return Runs(cluster, tmp_path / "empty", photographs)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(calm: tuple[Runs, list[str]]) -> Run:
+def undisturbed(cluster: Cluster, photographs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A pipeline that ran from start to end; every other one is compared with it."""
-    runs, request = calm
-    run = Run(runs, runs.univip(*request).splitlines()[-1])
+    run = Runs(cluster, tmp_path_factory.mktemp("calm"), photographs).submit()
     run.until_done()
     return run
 
 
 @pytest.fixture
-def runs(undisturbed: Run, tmp_path: Path) -> Runs:
-    """A new folder of runs in which the boxes are made already: the same request trains anew."""
-    folder = tmp_path / "runs"
-    boxes = next(undisturbed.runs.folder.glob("proposals-*"))
-    shutil.copytree(boxes, folder / boxes.name)
-    return Runs(undisturbed.runs.cluster, folder, undisturbed.runs.photographs)
+def new_runs(undisturbed: Run, tmp_path: Path) -> Callable[[str], Runs]:
+    """Makes folders of runs in which the boxes are made already: the same request trains anew."""
+
+    def make(name: str) -> Runs:
+        folder = tmp_path / name
+        boxes = next(undisturbed.runs.folder.glob("proposals-*"))
+        shutil.copytree(boxes, folder / boxes.name)
+        return Runs(undisturbed.runs.cluster, folder, undisturbed.runs.photographs)
+
+    return make
+
+
+@pytest.fixture
+def runs(new_runs: Callable[[str], Runs]) -> Runs:
+    return new_runs("runs")

@@ -29,12 +29,12 @@ def counting(folder: Path, name: str) -> Path:
 
 
 def test_a_pipeline_runs_to_the_end_and_every_command_tells_how_far_it_is(
-    calm: tuple[Runs, list[str]], tmp_path: Path
+    empty: Runs, tmp_path: Path
 ) -> None:
-    runs, request = calm
+    runs = empty
     path = f"{counting(tmp_path, 'squeue')}:{os.environ['PATH']}"
     runs.environment["PATH"] = path
-    waiting = runs.start(*request, "--wait")
+    waiting = runs.start(*runs.request(), "--wait")
     seen: list[tuple[str, str]] = []
     name, logs = "", None
 

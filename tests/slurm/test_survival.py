@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Run, Runs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -26,9 +28,13 @@ def until_running(run: Run, attempts: int) -> None:
     )
 
 
-def test_preemption_requeue_and_time_limits_cost_no_step(undisturbed: Run, runs: Runs) -> None:
+def test_preemption_requeue_and_time_limits_cost_no_step(new_runs: Callable[[str], Runs]) -> None:
+    # Two time limits of a minute must come before the end, however fast the machine is.
+    steps = "train.max_steps=400"
+    undisturbed = new_runs("undisturbed").submit(steps, "+cluster.extra.nodelist=node1")
+    runs = new_runs("runs")
     cluster = runs.cluster
-    run = runs.submit("cluster.qos=low", "+cluster.extra.nodelist=node4")
+    run = runs.submit(steps, "cluster.qos=low", "+cluster.extra.nodelist=node4")
     job = run.job_id("train")
 
     until_running(run, 1)
@@ -46,6 +52,7 @@ def test_preemption_requeue_and_time_limits_cost_no_step(undisturbed: Run, runs:
         cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     assert run.status()["state"] in ("running", "queued")
     run.until_done()
+    undisturbed.until_done()
 
     causes = [attempt.cause for attempt in run.attempts()]
     assert causes == ["preemption", "stopped", "time_limit", "time_limit", "done"]
@@ -53,8 +60,8 @@ def test_preemption_requeue_and_time_limits_cost_no_step(undisturbed: Run, runs:
     assert {attempt.slurm_job_id for attempt in run.attempts()} == {job}
     assert restarts(run) == ["preemption", "time_limit", "time_limit"]
     # Each stopped at a checkpoint of the step it had reached: nothing was done twice.
-    steps = [record["data_step"] for record in run.records("step")]
-    assert steps == list(range(1, len(steps) + 1))
+    data_steps = [record["data_step"] for record in run.records("step")]
+    assert data_steps == list(range(1, len(data_steps) + 1))
     assert run.digest() == undisturbed.digest()
 
 
