@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from univip.errors import ConfigError
 _TEXTS = ("account", "partition", "qos", "constraint")
 _MAX_ELEMENTS = 1000  # of an array: `MaxArraySize` is 1001 where nobody set it
 _ENTRY = "jobs.base:run_slurm_job"
+_PROBE_MIN = 5  # the first torch of a node comes slowly from a network file system
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,48 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
     return scripts
 
 
-def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
+def trial_jobs(config: Config, run_dir: Path) -> dict[str, SlurmJob]:
+    """One job of each kind that `config` would ask for, by kind, to ask SLURM about; not part of any run.
+
+    Raises:
+        ConfigError: If a value cannot be put on an #SBATCH line.
+    """
+    _refuse_control_characters(config)
+    return {
+        kind: SlurmJob(
+            Stage(kind, run_dir.name),
+            run_dir,
+            [kind],
+            _parameters(Stage(kind, run_dir.name), config.cluster, shards_each=1),
+        )
+        for kind in ("shards", "train", "evaluate")
+    }
+
+
+def submit_probe(config: Config, folder: Path, name: str) -> str:
+    """Submit a job of a few seconds that looks at its node, and leaves what it sees in a file of `folder`.
+
+    It asks for what an evaluation asks for, so that it comes to a node of the kind that trains.
+
+    Returns:
+        SLURM's job id.
+
+    Raises:
+        SlurmUnavailableError: If SLURM is missing or refuses.
+    """
+    job = trial_jobs(config, folder)["evaluate"]
+    short = {"job_name": "univip-doctor", "comment": "doctor", "time": _PROBE_MIN}
+    job = replace(job, kinds=[name], parameters=job.parameters | short)
+    return submit_slurm([job], entry="jobs.probe:probe")[0]
+
+
+def submit_slurm(jobs: list[SlurmJob], *, after: str = "", entry: str = _ENTRY) -> list[str]:
     """Submit jobs, each after the one before has succeeded; all or none.
 
     Args:
         jobs: What to submit.
         after: Id of the job that the first of them waits for.
+        entry: What a job calls, with its kind and its run directory.
 
     Returns:
         SLURM's job ids, one per job; an array has one.
@@ -108,7 +145,7 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    run = pkgutil.resolve_name(_ENTRY)
+    run = pkgutil.resolve_name(entry)
     ids: list[str] = []
     try:
         for job in jobs:

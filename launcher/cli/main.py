@@ -21,6 +21,7 @@ from univip.errors import UnivipError
 # Verb -> module of `launcher.cli` that holds a click command `command`, in the order of `--help`.
 _VERBS = {
     "demo": "The whole job on bundled photographs, with two planted faults.",
+    "doctor": "What would stop a run, and the command against it.",
     "submit": "Make boxes, train, evaluate: in the background or on SLURM.",
     "status": "Runs: state, progress, loss, ETA, last problem.",
     "logs": "What the processes of a run printed.",
