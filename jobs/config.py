@@ -165,6 +165,28 @@ def load_header(run_dir: Path) -> RunHeader:
     return _load(run_dir)[1]
 
 
+def read_plain(run_dir: Path) -> dict[str, Any]:
+    """`config.yaml` as it lies there, of any version of this package.
+
+    Raises:
+        ConfigError: If it is not there, or no mapping.
+    """
+    import yaml
+
+    path = run_dir / FILE_NAME
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"`{FILE_NAME}` must be readable, but is not: {_first_line(error)}.",
+            where=str(path),
+            fix="univip status  # lists the runs",
+        ) from error
+    return found
+
+
 def data_dir(run_dir: Path) -> Path:
     """Directory with the image index, and the boxes where the method needs them."""
     header = load_header(run_dir)

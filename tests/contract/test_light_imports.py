@@ -58,6 +58,7 @@ def loaded(arguments: list[str], runs: Path, names: list[str]) -> tuple[int, lis
         ["show", "@last"],
         ["show", "@last", "config"],
         ["show", "@last", "journal"],
+        ["show", "@last", "diff", "@last"],
     ],
     ids=" ".join,
 )
