@@ -128,6 +128,7 @@ class RunHeader:
         proposals: Id of the run beside this one that holds the index and the boxes; empty where the method
             needs no boxes, and the index then lies in this run.
         num_shards: Of a run that makes boxes: decided when it was first asked for; 0 = when it is prepared.
+        origin: Id of the run of the same configuration that this one was begun beside; mostly empty.
     """
 
     id: str
@@ -136,6 +137,7 @@ class RunHeader:
     num_images: int
     proposals: str = ""
     num_shards: int = 0
+    origin: str = ""
     format: int = FILE_FORMAT
 
 

@@ -61,6 +61,7 @@ def _diff(run_dir: Path, other_dir: Path) -> None:
 
 def _facts(run_dir: Path) -> None:
     from jobs.attempts import read_attempts
+    from jobs.config import read_plain
     from jobs.outcomes import ExitCode, read_json
     from jobs.requests import Request
     from launcher import render
@@ -73,6 +74,8 @@ def _facts(run_dir: Path) -> None:
         ("directory", str(run_dir)),
         ("state", " ".join(part for part in (str(state.state), state.stage, state.cause) if part)),
     ]
+    if origin := read_plain(run_dir).get("run", {}).get("origin"):
+        rows.append(("begun beside", origin))
     if summary.done is not None:
         rows.append(("progress", render.progress_line(summary)))
     rows += [("straggler", each.words()) for each in summary.stragglers[:_NAMES]]

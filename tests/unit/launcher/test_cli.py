@@ -54,6 +54,8 @@ def owned_by(run_dir: Path, pid: int, host: str = "") -> None:
     [
         (["sumbit"], 2, "the nearest are submit"),
         (["submit", "everything"], 2, "proposals"),
+        (["submit", "proposals", "--fork"], 2, "begin a training anew; proposals has none"),
+        (["submit", "train", "--fork", "--replace"], 2, "either --fork or --replace"),
         (["status", "--wach"], 2, "--wach"),
         (["submit", "pipeline"], 2, "`data.root` must be given"),
         (["submit", "pipeline", "optim.lr=1"], 2, "optim.base_lr"),
