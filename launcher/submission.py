@@ -80,7 +80,7 @@ def submit(
         if replaces and (run_dir / CONFIG_FILE).exists():
             plan = replace(plan, header=replace(plan.header, origin=_put_aside(run_dir)))
         _make(run_dir, is_new=forks and bool(plan.header.origin))
-        with _lock(run_dir):
+        with lock(run_dir):
             if message := _busy(run_dir, plan.config.cluster.kind):
                 return Submission(run_dir, [], is_new=False, message=message)
             remaining = plan.request.remaining(runs)
@@ -116,7 +116,7 @@ def make_run(config: Config, header: RunHeader) -> Path:
     _make_root(runs)
     with _umask(config.paths.umask):
         _make(run_dir)
-        with _lock(run_dir):
+        with lock(run_dir):
             _write_run(run_dir, config, header)
             write_json(run_dir / "environment.json", _environment())
     return run_dir
@@ -133,7 +133,7 @@ def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
     if plan.proposals is None:
         return _start_in_slurm(plan, remaining, {})
     boxes = plan.run_dir.parent / plan.proposals.id
-    with _lock(boxes):  # another training on the same photographs may be submitted at the same time
+    with lock(boxes):  # another training on the same photographs may be submitted at the same time
         return _start_in_slurm(plan, remaining, _boxes_under_way(boxes))
 
 
@@ -197,7 +197,7 @@ def _put_aside(run_dir: Path) -> str:
         That name; empty if another shell has put the run aside meanwhile.
     """
     refuse_foreign(run_dir)
-    with _lock(run_dir):
+    with lock(run_dir):
         if not (run_dir / CONFIG_FILE).exists():
             return ""
         if message := _busy(run_dir, ClusterKind.slurm):
@@ -341,7 +341,7 @@ def _git_commit() -> str:
 
 
 @contextmanager
-def _lock(run_dir: Path) -> Iterator[None]:
+def lock(run_dir: Path) -> Iterator[None]:
     """One submission at a time per run; the others wait."""
     path = run_dir / "submit.lock"
     while True:

@@ -28,6 +28,7 @@ _VERBS = {
     "show": "Everything about one run.",
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
+    "clean": "Remove what can be made again or was put aside.",
     "supervise": "Submit runs again that SLURM gave up on.",
     "dash": "Runs, curves and faults in a browser.",
     "monitor": "Serve the metrics of all runs to Prometheus.",
