@@ -20,6 +20,7 @@ from jobs.config import ClusterConfig, Config
 from jobs.outcomes import read_json
 from launcher.doctor import Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
+from launcher.freeze import code_dir
 from launcher.sbatch import render_slurm, submit_probe, trial_jobs
 from launcher.site import Partition, Site, ask_site
 from launcher.slurm import ask, cancel_jobs, queue
@@ -150,7 +151,7 @@ def _nodes(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator
 def _trials(config: Config) -> Iterator[Row]:
     """What SLURM says to the scripts themselves, without taking the jobs."""
     for kind, job in trial_jobs(config, Path(config.paths.runs) / "doctor").items():
-        [script] = render_slurm([job])
+        [script] = render_slurm([job], code_dir(job.run_dir))
         try:
             done = subprocess.run(
                 ["sbatch", "--test-only"],

@@ -19,6 +19,8 @@ from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.config import read_plain
 from jobs.requests import Request
 from launcher.errors import RefusedError
+from launcher.freeze import FOLDER as CODE_FOLDER
+from launcher.freeze import frozen
 from launcher.runs import all_runs, is_foreign, read_state, refuse_foreign
 from launcher.submission import lock
 from univip.checkpoint import layout
@@ -60,10 +62,13 @@ def leftovers(run_dir: Path) -> list[Waste]:
     torn = [*run_dir.rglob(".*.tmp"), *checkpoints.glob(f"{layout.TEMPORARY_PREFIX}*")]
     torn += (run_dir / "attempts").glob(".claim-*")
     jobs = [path for path in (run_dir / "submitit").glob("*") if path.suffix in (".pkl", ".sh", ".save_tmp")]
+    code = frozen(run_dir)
+    copies = [path for path in (run_dir / CODE_FOLDER).glob("[!.]*") if code and path.stem != code.name]
     found = {
         "abandoned checkpoints": abandoned,
         "leftovers of writes that were cut off": [path for path in torn if not _is_in(path, abandoned)],
         "files of jobs that have ended": jobs,
+        "copies of code that is used no more": copies,
     }
     return [Waste(run_dir, what, sorted(set(paths))) for what, paths in found.items() if paths]
 

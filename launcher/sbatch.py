@@ -7,7 +7,6 @@ command.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import pkgutil
 import re
@@ -21,6 +20,7 @@ from typing import Any
 from jobs.config import ClusterConfig, Config
 from jobs.requests import Stage
 from launcher.errors import SlurmUnavailableError
+from launcher.freeze import freeze
 from launcher.plan import Plan
 from launcher.slurm import cancel_jobs
 from univip.errors import ConfigError
@@ -68,10 +68,14 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
     return jobs
 
 
-def render_slurm(jobs: list[SlurmJob]) -> list[str]:
+def render_slurm(jobs: list[SlurmJob], code: Path) -> list[str]:
     """The sbatch scripts of jobs, as submitting would write them; needs no SLURM.
 
     Ids of jobs that do not exist yet are `<stage>`.
+
+    Args:
+        jobs: What to render.
+        code: Folder of the packages that they run.
     """
     from submitit import SlurmExecutor
 
@@ -84,7 +88,7 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
 
     scripts = []
     for job, depends_on in zip(jobs, [None, *jobs], strict=False):
-        executor = Renderer(job.folder, python=_python())
+        executor = Renderer(job.folder, python=_python(code))
         before = f"<{depends_on.stage.kind}>" if depends_on else None
         executor.update_parameters(**job.parameters, **_dependency(before))
         if len(job.kinds) > 1:
@@ -125,14 +129,15 @@ def submit_probe(config: Config, folder: Path, name: str) -> str:
     job = trial_jobs(config, folder)["evaluate"]
     short = {"job_name": "univip-doctor", "comment": "doctor", "time": _PROBE_MIN}
     job = replace(job, kinds=[name], parameters=job.parameters | short)
-    return submit_slurm([job], entry="jobs.probe:probe")[0]
+    return submit_slurm([job], freeze(folder), entry="jobs.probe:probe")[0]
 
 
-def submit_slurm(jobs: list[SlurmJob], *, after: str = "", entry: str = _ENTRY) -> list[str]:
+def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: str = _ENTRY) -> list[str]:
     """Submit jobs, each after the one before has succeeded; all or none.
 
     Args:
         jobs: What to submit.
+        code: Folder of the packages that they run.
         after: Id of the job that the first of them waits for.
         entry: What a job calls, with its kind and its run directory.
 
@@ -149,7 +154,7 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "", entry: str = _ENTRY) 
     ids: list[str] = []
     try:
         for job in jobs:
-            executor = SlurmExecutor(job.folder, python=_python())
+            executor = SlurmExecutor(job.folder, python=_python(code))
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
             submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
@@ -163,12 +168,9 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "", entry: str = _ENTRY) 
     return ids
 
 
-def _python() -> str:
-    """How submitit starts Python: with signals blocked until the job can answer them."""
-    spec = importlib.util.find_spec("jobs.blocked")
-    assert spec is not None
-    assert spec.origin is not None
-    return shlex.join([sys.executable, "-I", "-S", spec.origin])
+def _python(code: Path) -> str:
+    """How submitit starts Python: on that code, and with signals blocked until the job can answer them."""
+    return shlex.join([sys.executable, "-I", "-S", str(code / "jobs" / "blocked.py")])
 
 
 def _shards(plan: Plan) -> list[str]:

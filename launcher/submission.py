@@ -26,6 +26,7 @@ from jobs.identity import differing, is_site
 from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.errors import RefusedError
+from launcher.freeze import ENVIRONMENT_FILE, code_dir, freeze, frozen
 from launcher.local import start_local
 from launcher.plan import Plan
 from launcher.queue import forget
@@ -55,7 +56,12 @@ class Submission:
 
 
 def submit(
-    plan: Plan, overrides: Sequence[str], *, forks: bool = False, replaces: bool = False
+    plan: Plan,
+    overrides: Sequence[str],
+    *,
+    forks: bool = False,
+    replaces: bool = False,
+    keeps_code: bool = False,
 ) -> Submission:
     """Start what is not done of a plan, unless somebody works on it already.
 
@@ -64,6 +70,7 @@ def submit(
         overrides: As typed; kept beside the configuration.
         forks: Whether the plan is of a fork, whose directory must be new.
         replaces: Put aside the run that there is, and begin anew.
+        keeps_code: Run the code of the request before, as SLURM's own requeue does, and not that of now.
 
     Raises:
         ConfigError: If the folder of runs cannot be written.
@@ -97,10 +104,11 @@ def submit(
             (run_dir / "overrides.txt").write_text(
                 "".join(f"{line}\n" for line in overrides), encoding="utf-8"
             )
-            write_json(run_dir / "environment.json", _environment())
+            code = (frozen(run_dir) if keeps_code else None) or code_dir(run_dir)
+            write_json(run_dir / ENVIRONMENT_FILE, {**_environment(), "code": code.name})
             is_resumed = Request.load(run_dir) is not None
             plan.request.save(run_dir)
-            jobs = _start(plan, remaining)
+            jobs = _start(plan, remaining, code)
     return Submission(run_dir, jobs, is_new=True, message=f"resumed{kept}" if is_resumed else "submitted")
 
 
@@ -118,11 +126,11 @@ def make_run(config: Config, header: RunHeader) -> Path:
         _make(run_dir)
         with lock(run_dir):
             _write_run(run_dir, config, header)
-            write_json(run_dir / "environment.json", _environment())
+            write_json(run_dir / ENVIRONMENT_FILE, _environment())
     return run_dir
 
 
-def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
+def _start(plan: Plan, remaining: list[Stage], code: Path) -> list[tuple[str, str]]:
     for directory in plan.request.directories(plan.run_dir):
         if is_foreign(directory):  # of boxes that are only read
             continue
@@ -131,24 +139,29 @@ def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
         (plan.run_dir / JOBS_FILE).unlink(missing_ok=True)
         return [("local", str(start_local(plan.run_dir, plan.request.id)))]
     if plan.proposals is None:
-        return _start_in_slurm(plan, remaining, {})
+        return _start_in_slurm(plan, remaining, code, {})
     boxes = plan.run_dir.parent / plan.proposals.id
     with lock(boxes):  # another training on the same photographs may be submitted at the same time
-        return _start_in_slurm(plan, remaining, _boxes_under_way(boxes))
+        return _start_in_slurm(plan, remaining, code, _boxes_under_way(boxes))
 
 
-def _start_in_slurm(plan: Plan, remaining: list[Stage], under_way: dict[str, str]) -> list[tuple[str, str]]:
+def _start_in_slurm(
+    plan: Plan, remaining: list[Stage], code: Path, under_way: dict[str, str]
+) -> list[tuple[str, str]]:
     """Submit the stages, and write down which job does which; in the run of the boxes as well.
 
     Args:
         plan: What was asked for.
         remaining: Its stages that are not done.
+        code: What they run; copied if it is not there yet.
         under_way: Jobs, by stage kind, that make the same boxes already.
     """
     run_dir = plan.run_dir
     others = [stage for stage in remaining if stage.run != run_dir.name and under_way]
     mine = [stage for stage in remaining if stage not in others]
-    ids = submit_slurm(slurm_jobs(plan, mine), after=under_way.get("merge", ""))
+    if not code.is_dir():
+        freeze(run_dir)
+    ids = submit_slurm(slurm_jobs(plan, mine), code, after=under_way.get("merge", ""))
     forget(run_dir.parent)
     found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
     for run in {stage.run for stage, _ in found} | {run_dir.name}:

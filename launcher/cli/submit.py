@@ -76,6 +76,7 @@ def command(
 
 def _dry_run(plan: Plan) -> None:
     from jobs.config import ClusterKind, to_yaml
+    from launcher.freeze import code_dir
     from launcher.sbatch import render_slurm, slurm_jobs
 
     click.echo("# configuration")
@@ -84,6 +85,6 @@ def _dry_run(plan: Plan) -> None:
     click.echo("\n".join(plan.lines()))
     if plan.config.cluster.kind is ClusterKind.slurm:
         jobs = slurm_jobs(plan)
-        for job, script in zip(jobs, render_slurm(jobs), strict=True):
+        for job, script in zip(jobs, render_slurm(jobs, code_dir(plan.run_dir)), strict=True):
             click.echo(f"\n# sbatch script of {job.stage.kind}")
             click.echo(script)

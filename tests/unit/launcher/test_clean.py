@@ -98,6 +98,18 @@ def test_what_is_waste_goes_and_all_the_rest_stays(run_dir: Path) -> None:
     assert clean.leftovers(run_dir) == []
 
 
+def test_copies_of_code_go_but_the_one_in_use(run_dir: Path) -> None:
+    for name in ("aaaa/jobs/base.py", "aaaa.patch", "bbbb/jobs/base.py", "bbbb.patch"):
+        write(run_dir / "code" / name, KEPT)
+    assert run(["clean", "--yes"]) == 0
+    assert len(list((run_dir / "code").iterdir())) == 4  # which one is in use is not known
+
+    write(run_dir / "environment.json", b'{"code": "bbbb"}')
+    assert run(["clean", "--yes"]) == 0
+
+    assert sorted(path.name for path in (run_dir / "code").iterdir()) == ["bbbb", "bbbb.patch"]
+
+
 def test_a_run_that_somebody_works_on_is_left_alone(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
