@@ -210,7 +210,11 @@ def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
     # The file was made after the clock was read, and after torch was loaded.
     if skew_s > _SKEW_S:
         yield warn("node clock", f"{found['host']} is {skew_s:.1f} s ahead", "timedatectl  # on the node")
-    yield from torch_and_gpus("node torch", found)
+    if config.cluster.gpus_per_node and not found["driver"] and not found["error"]:
+        what = f"torch {found['torch']}; {found['host']} was asked for a GPU, but has no NVIDIA driver"
+        yield warn("node torch", what, "cluster.partition=..., or +cluster.extra.gres=... of this site")
+    else:
+        yield from torch_and_gpus("node torch", found)
 
 
 def _wait(folder: Path, job_id: str, say: Callable[[str], None]) -> str:

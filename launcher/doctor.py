@@ -146,8 +146,13 @@ def torch_and_gpus(check: str, found: dict[str, Any]) -> Iterator[Row]:
         )
 
 
-def runs_folder(runs: Path, *, is_slurm: bool) -> Iterator[Row]:
-    """Whether runs can be kept there: rights, space, speed, clock, and a file system that nodes may see."""
+def runs_folder(runs: Path, *, asks_kind: bool) -> Iterator[Row]:
+    """Whether runs can be kept there: rights, space, speed and clock.
+
+    Args:
+        runs: The folder, made or not.
+        asks_kind: Whether its file system must be one that other machines may see.
+    """
     check = "run root"
     try:
         above = next(folder for folder in (runs, *runs.parents) if folder.exists())
@@ -178,7 +183,7 @@ def runs_folder(runs: Path, *, is_slurm: bool) -> Iterator[Row]:
         yield warn("clock", skew, "timedatectl  # is the clock of this machine synchronised?")
     else:
         yield ok("clock", skew)
-    if is_slurm:
+    if asks_kind:
         kind = file_system(above, Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace"))
         if kind in _LOCAL:
             yield warn(

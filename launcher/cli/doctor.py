@@ -49,9 +49,9 @@ def command(overrides: tuple[str, ...], deep: bool, as_json: bool, write: bool) 
         if as_json:
             click.echo(json.dumps(asdict(row)))
             continue
-        click.echo(f"{click.style(f'{row.level:<5}', _COLOURS[row.level])}{row.check:<12}{row.found}")
+        click.echo(f"{click.style(f'{row.level:<5}', _COLOURS[row.level])}{row.check:<13}{row.found}")
         if row.fix:
-            click.echo(f"{'':<17}fix: {row.fix}")
+            click.echo(f"{'':<18}fix: {row.fix}")
     if is_missing:
         raise click.exceptions.Exit(FAILED)
 
@@ -69,7 +69,7 @@ def _rows(config: Config, *, deep: bool) -> Iterator[Row]:
             is_missing = row.level is doctor.Level.MISS
             yield replace(row, level=doctor.Level.WARN) if is_missing else row
     runs = Path(config.paths.runs)
-    yield from doctor.runs_folder(runs, is_slurm=in_slurm)
+    yield from doctor.runs_folder(runs, asks_kind=in_slurm and not deep)
     if deep:
         yield from admission.deep(config, lambda line: click.echo(line, err=True))
     yield from doctor.data(config)

@@ -64,7 +64,7 @@ def test_a_python_that_crashes_over_torch_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_folder_of_runs_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
-    rows = {row.check: row for row in doctor.runs_folder(tmp_path / "a" / "runs", is_slurm=False)}
+    rows = {row.check: row for row in doctor.runs_folder(tmp_path / "a" / "runs", asks_kind=False)}
 
     assert list(rows) == ["run root", "space", "fsync", "clock"]
     assert rows["run root"].found == f"{tmp_path}/a/runs (to be made in {tmp_path}) can be written"
@@ -75,7 +75,7 @@ def test_a_folder_of_runs_is_measured_and_left_as_it_was(tmp_path: Path) -> None
 def test_a_folder_of_runs_that_cannot_be_written_is_missing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    [row] = doctor.runs_folder(tmp_path / "file" / "runs", is_slurm=False)
+    [row] = doctor.runs_folder(tmp_path / "file" / "runs", asks_kind=False)
 
     assert (row.level, row.check) == (Level.MISS, "run root")
     assert row.fix.startswith("paths.runs=")
@@ -213,9 +213,9 @@ def test_warnings_alone_are_a_success(overrides: list[str], capsys: pytest.Captu
     assert run(["doctor", *overrides]) == 0
 
     out = capsys.readouterr().out
-    assert out.startswith("OK   Python      ")
+    assert out.startswith("OK   Python       ")
     assert "WARN boxes" in out
-    assert "                 fix: univip submit proposals ..." in out.splitlines()
+    assert "                  fix: univip submit proposals ..." in out.splitlines()
 
 
 @pytest.mark.usefixtures("quick")
