@@ -31,11 +31,12 @@ _TYPE_NAMES = {
 }
 
 
-def compose(overrides: Sequence[str]) -> Config:
+def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
     """The configuration that `overrides` ask for, complete and checked.
 
     Args:
         overrides: Hydra's grammar: `key=value`, `group=option`, `+key=value`.
+        needs_data: Refuse a request that names no photographs; else `data.root` is then empty.
 
     Raises:
         ConfigError: For an unknown key or option, a wrong type or value, or a value that is missing.
@@ -51,6 +52,8 @@ def compose(overrides: Sequence[str]) -> Config:
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose(_PRIMARY, overrides=list(overrides))
+        if not needs_data and OmegaConf.is_missing(composed.data, "root"):
+            composed.data.root = ""
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ConfigError(
@@ -62,7 +65,9 @@ def compose(overrides: Sequence[str]) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, keys) from error
     assert isinstance(config, Config)
-    if not config.data.root:  # such as an unset variable of the shell; it would mean the current folder
+    if (
+        not config.data.root and needs_data
+    ):  # such as an unset variable of the shell; it would mean the current folder
         raise ConfigError(
             "`data.root` must be a folder, but is empty.",
             where="the command line" if "data.root" in keys else str(CONFIGS),
@@ -183,9 +188,10 @@ def _explain(error: Exception, given: dict[str, str]) -> ConfigError:
 
 def _absolute(config: Config) -> Config:
     """Paths as the jobs must see them, wherever they start."""
+    root = config.data.root
     return replace(
         config,
-        data=replace(config.data, root=str(Path(config.data.root).expanduser().absolute())),
+        data=replace(config.data, root=str(Path(root).expanduser().absolute()) if root else ""),
         # Empty, as an unset variable leaves it, means the default here as it does for `univip status`.
         paths=replace(config.paths, runs=str(Path(config.paths.runs or "runs").expanduser().absolute())),
     )

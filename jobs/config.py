@@ -128,6 +128,7 @@ class RunHeader:
         proposals: Id of the run beside this one that holds the index and the boxes; empty where the method
             needs no boxes, and the index then lies in this run.
         num_shards: Of a run that makes boxes: decided when it was first asked for; 0 = when it is prepared.
+        origin: Id of the run of the same configuration that this one was begun beside; mostly empty.
     """
 
     id: str
@@ -136,6 +137,7 @@ class RunHeader:
     num_images: int
     proposals: str = ""
     num_shards: int = 0
+    origin: str = ""
     format: int = FILE_FORMAT
 
 
@@ -163,6 +165,28 @@ def load(run_dir: Path) -> Config:
 def load_header(run_dir: Path) -> RunHeader:
     """Identity of a run; see `load`."""
     return _load(run_dir)[1]
+
+
+def read_plain(run_dir: Path) -> dict[str, Any]:
+    """`config.yaml` as it lies there, of any version of this package.
+
+    Raises:
+        ConfigError: If it is not there, or no mapping.
+    """
+    import yaml
+
+    path = run_dir / FILE_NAME
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"`{FILE_NAME}` must be readable, but is not: {_first_line(error)}.",
+            where=str(path),
+            fix="univip status  # lists the runs",
+        ) from error
+    return found
 
 
 def data_dir(run_dir: Path) -> Path:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from jobs.config import Config, RunKind
 from univip.config import SEARCH, MethodName
@@ -51,6 +52,36 @@ def changed_keys(section: Any, prefix: str = "") -> dict[str, Any]:
         elif value != (each.default_factory() if callable(each.default_factory) else each.default):
             changed[key] = _canonical(value)
     return changed
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration of nested mappings, such as a `config.yaml`, by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both; None for a key that one of them lacks."""
+    mine, theirs = flat(one), flat(other)
+    return {
+        key: (mine.get(key), theirs.get(key))
+        for key in mine | theirs
+        if _canonical(mine.get(key)) != _canonical(theirs.get(key))
+    }
+
+
+def is_site(key: str, schema: type = Config) -> bool:
+    """Whether a dotted key says where or how a run executes, and so makes no other run."""
+    name, _, rest = key.partition(".")
+    found = next((each for each in fields(schema) if each.name == name), None)
+    if found is None:
+        return False
+    if found.metadata.get("site"):
+        return True
+    section = get_type_hints(schema)[name]
+    return isinstance(section, type) and is_dataclass(section) and is_site(rest, section)
 
 
 def _canonical(value: Any) -> Any:

@@ -104,6 +104,8 @@ class _Supervisor:
         """
         run_dir = self._run_dir.parent / stage.run
         is_ours = run_dir == self._run_dir  # owned from the start
+        if stage.is_done(run_dir.parent):  # nothing to own, and boxes may be somebody else's
+            return
         while not self._is_cancelled:
             is_ours = is_ours or _lock(run_dir, held)
             if is_ours and not _is_worked_on(run_dir):
@@ -113,11 +115,13 @@ class _Supervisor:
 
     def _run_stage(self, stage: Stage, state: StageState) -> int:
         """Run one stage until it is done, fails or is cancelled; done already counts as done."""
+        if stage.is_done(self._run_dir.parent):
+            state.state, state.exit_code = "done", ExitCode.DONE
+            self._publish()
+            return ExitCode.DONE
         state.state, state.started = "running", time.time()
         self._publish(stage.run)
         code = int(ExitCode.REQUEUE)
-        if stage.is_done(self._run_dir.parent):
-            code = ExitCode.DONE
         while code == ExitCode.REQUEUE and not self._is_cancelled:
             if state.exit_code is not None:
                 time.sleep(_REQUEUE_PAUSE_S)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,14 @@ class Request:
     def directories(self, run_dir: Path) -> set[Path]:
         """Directories of all runs that it works on, the one that was asked for among them."""
         return {run_dir, *(run_dir.parent / stage.run for stage in self.stages)}
+
+    def renamed(self, old: str, new: str) -> Request:
+        """The same request after a run that it works on got another id."""
+        return replace(
+            self,
+            stages=[replace(stage, run=new) if stage.run == old else stage for stage in self.stages],
+            unfinished=self.unfinished and self.unfinished.renamed(old, new),
+        )
 
     def save(self, run_dir: Path) -> None:
         """Write `request.json`, whole or not at all."""

@@ -97,7 +97,7 @@ def why_signalled(mine: Execution, *, signal_delay_s: float) -> tuple[Cause, str
     if int(job.get("Restarts", "0")) > mine.restart:
         return Cause.STOPPED, "put back into the queue by somebody"
     ends_in_s = _seconds(job.get("EndTime")) - time.time()
-    limit_at_s = _seconds(job.get("StartTime")) + _duration_s(job.get("TimeLimit", ""))
+    limit_at_s = _seconds(job.get("StartTime")) + duration_s(job.get("TimeLimit", ""))
     if job["JobState"] == "RUNNING":
         if ends_in_s < signal_delay_s + _WARNS_EARLY_S:
             return Cause.TIME_LIMIT, "its time is almost up"
@@ -180,7 +180,7 @@ def _seconds(text: str | None) -> float:
     return float(text) if text and text.isdigit() else 0.0
 
 
-def _duration_s(text: str) -> float:
+def duration_s(text: str) -> float:
     """A duration of SLURM, `[days-]hours:minutes:seconds`; infinite if it is none."""
     days, _, rest = text.rpartition("-")
     try:

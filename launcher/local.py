@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from jobs.attempts import start_ticks
 from launcher.errors import RefusedError
+from launcher.freeze import environment, freeze
 from launcher.runs import Owner
 from univip.errors import UnivipError
 
@@ -31,7 +33,13 @@ def start_local(run_dir: Path, request_id: str) -> int:
     with log_path.open("ab") as log:
         command = [sys.executable, "-m", "launcher.detach", str(run_dir)]
         subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            check=False,
+            env={**os.environ, **environment(freeze(run_dir))},
         )
     controller = _newest_controller(run_dir)
     deadline = time.monotonic() + _START_TIMEOUT_S

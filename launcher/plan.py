@@ -26,6 +26,7 @@ from jobs.identity import run_id
 from jobs.outcomes import read_json
 from jobs.requests import Request, Stage, stages_of
 from launcher.errors import RefusedError
+from launcher.runs import free_sibling, is_foreign, refuse_foreign
 from univip.config import DataFormat, MethodName
 from univip.data.scan import Scan, annotation_file, scan, split_names
 from univip.optim.schedules import total_data_steps
@@ -42,8 +43,8 @@ class Plan:
 
     Attributes:
         header: Of the run that is asked for.
-        proposals: Header of the run that holds the boxes; None where the method needs none, or where it
-            is the run that is asked for.
+        proposals: Header of the run that holds the boxes; None where the method needs none, where it is the
+            run that is asked for, or where another user has made them.
         refused: Names of the photographs left out, by reason.
     """
 
@@ -98,26 +99,36 @@ class Plan:
         return lines
 
 
-def make_plan(command: str, config: Config) -> Plan:
+def make_plan(command: str, config: Config, *, forks: bool = False) -> Plan:
     """Look at the data and name the runs.
 
     Args:
         command: proposals, train, evaluate or pipeline.
         config: A checked configuration.
+        forks: Begin a training anew, beside the one of the same configuration that there is.
 
     Raises:
         DataError: If the photographs cannot be used.
+        RefusedError: If a run that would have to be written belongs to another user.
     """
     found = scan(config.data, most_headers=_MOST_HEADERS)
-    boxes_id = run_id(config, found.fingerprint, RunKind.proposals)
-    num_shards = _num_shards(config, boxes_id, found)
-    boxes = RunHeader(boxes_id, RunKind.proposals, found.fingerprint, found.num_images, num_shards=num_shards)
+    runs = Path(config.paths.runs)
     if command == "proposals":
+        boxes = _boxes_header(config, found, run_id(config, found.fingerprint, RunKind.proposals))
         return _plan(command, config, boxes, None, found)
-    train_id = run_id(config, found.fingerprint, RunKind.train)
-    header = RunHeader(train_id, RunKind.train, found.fingerprint, found.num_images)
+    train_id, origin = run_id(config, found.fingerprint, RunKind.train), ""
+    if forks and (runs / train_id).exists():
+        train_id, origin = free_sibling(runs / train_id, "fork").name, train_id
+    refuse_foreign(runs / train_id)
+    header = RunHeader(train_id, RunKind.train, found.fingerprint, found.num_images, origin=origin)
     if config.method.name is MethodName.byol:
         return _plan(command, config, header, None, found)
+    boxes_id = run_id(config, found.fingerprint, RunKind.proposals)
+    if _has_foreign_boxes(runs / boxes_id):
+        return _plan(command, config, replace(header, proposals=boxes_id), None, found)
+    if forks and is_foreign(runs / boxes_id):
+        boxes_id = free_sibling(runs / boxes_id, "fork").name
+    boxes = _boxes_header(config, found, boxes_id)
     return _plan(command, config, replace(header, proposals=boxes_id), boxes, found)
 
 
@@ -128,8 +139,9 @@ def plan_again(run_dir: Path) -> Plan:
 
     Raises:
         DataError: If the photographs cannot be used.
-        RefusedError: If they are no longer those the run was made for.
+        RefusedError: If they are no longer those the run was made for, or the run is another user's.
     """
+    refuse_foreign(run_dir)
     config, header = load(run_dir), load_header(run_dir)
     config = replace(config, paths=replace(config.paths, runs=str(run_dir.parent)))
     request = Request.load(run_dir)
@@ -142,7 +154,9 @@ def plan_again(run_dir: Path) -> Plan:
             where=config.data.root,
             fix="restore them, or submit again: other photographs are another run",
         )
-    boxes = load_header(run_dir.parent / header.proposals) if header.proposals else None
+    boxes = None
+    if header.proposals and not _has_foreign_boxes(run_dir.parent / header.proposals):
+        boxes = load_header(run_dir.parent / header.proposals)
     command = request.command if request else str(header.kind)
     return _plan(command, config, header, boxes, found)
 
@@ -165,6 +179,19 @@ def _plan(command: str, config: Config, header: RunHeader, boxes: RunHeader | No
         data_steps=train.max_steps or total_data_steps(train.epochs, num_images, train.global_batch),
         refused=found.refused,
     )
+
+
+def _boxes_header(config: Config, found: Scan, boxes_id: str) -> RunHeader:
+    """Header of a run that makes boxes, which must be ours or new."""
+    refuse_foreign(Path(config.paths.runs) / boxes_id)
+    num_shards = _num_shards(config, boxes_id, found)
+    return RunHeader(boxes_id, RunKind.proposals, found.fingerprint, found.num_images, num_shards=num_shards)
+
+
+def _has_foreign_boxes(boxes: Path) -> bool:
+    """Whether another user has made these boxes and lets us read them: then they only have to be read."""
+    is_readable = is_foreign(boxes) and os.access(boxes, os.R_OK | os.X_OK)
+    return is_readable and Stage("merge", boxes.name).is_done(boxes.parent)
 
 
 def _num_shards(config: Config, boxes: str, found: Scan) -> int:

@@ -6,6 +6,7 @@ asked only about runs that it has not finished, and hardly ever (`launcher/queue
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import socket
@@ -17,13 +18,14 @@ from jobs.attempts import Attempt, read_attempts, start_ticks
 from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.outcomes import Cause, ExitCode, read_json
 from jobs.requests import CANCELLED_FILE, SUPERVISOR_FILE, Request, Stage, stages_of
-from launcher.errors import RunNotFoundError
+from launcher.errors import RefusedError, RunNotFoundError
 from launcher.queue import look
 from launcher.slurm import NEVER, JobState
 
 RUNS_VARIABLE = "UNIVIP_RUNS"
 JOBS_FILE = "jobs.json"  # of SLURM: which job does which stage
 LAST = "@last"
+FORK = "univip submit ... --fork, or paths.runs=/a/folder/of/your/own"
 # How SLURM ended a job -> why, where no process could say so itself.
 _CAUSES = {
     "TIMEOUT": Cause.TIME_LIMIT,
@@ -136,16 +138,48 @@ def all_runs(root: Path) -> list[Path]:
     """Every run directory, the one submitted last at the end."""
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if (path / CONFIG_FILE).is_file()), key=_submitted)
+    # Not `Path.is_file`, which raises for the private run of somebody else.
+    found = (path for path in root.iterdir() if os.path.isfile(path / CONFIG_FILE))  # noqa: PTH113
+    return sorted(found, key=_submitted)
+
+
+def is_foreign(run_dir: Path) -> bool:
+    """Whether another user made this directory."""
+    try:
+        return run_dir.stat().st_uid != os.getuid()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def refuse_foreign(run_dir: Path) -> None:
+    """Refuse a run directory of another user: it can be looked at, but not gone on with.
+
+    Raises:
+        RefusedError: If it is one.
+    """
+    if is_foreign(run_dir):
+        raise RefusedError(
+            f"run `{run_dir.name}` must be yours to resume, but belongs to user {run_dir.stat().st_uid}.",
+            where=str(run_dir),
+            fix=FORK,
+        )
+
+
+def free_sibling(run_dir: Path, word: str) -> Path:
+    """A name that is not taken yet, beside a run: `coco-1234abcd` -> `coco.fork1-1234abcd`."""
+    experiment, _, hash8 = run_dir.name.rpartition("-")
+    names = (f"{experiment}.{word}{number}-{hash8}" for number in itertools.count(1))
+    return next(path for path in map(run_dir.with_name, names) if not path.exists())
 
 
 def find_run(name: str) -> Path:
     """The run directory that `name` means: a path, an id, a unique beginning of one, or `@last`.
 
     Raises:
+        RefusedError: If it means the private run of another user.
         RunNotFoundError: If it means no run, or several.
     """
-    if (Path(name) / CONFIG_FILE).is_file():
+    if os.path.isfile(Path(name) / CONFIG_FILE):  # noqa: PTH113 - it may be somebody else's private run
         return Path(name).resolve()
     root = runs_root()
     runs = all_runs(root)
@@ -153,6 +187,13 @@ def find_run(name: str) -> Path:
         return runs[-1]
     if exact := [run for run in runs if run.name == name]:
         return exact[0]
+    private = root / name
+    if private.parent == root and private.is_dir() and not os.access(private, os.R_OK | os.X_OK):
+        raise RefusedError(
+            f"run `{name}` must be readable, but belongs to user {private.stat().st_uid} and is private.",
+            where=str(root),
+            fix=FORK,
+        )
     found = [run for run in runs if run.name.startswith(name)]
     if len(found) == 1:
         return found[0]

@@ -7,20 +7,20 @@ command.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import pkgutil
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.config import ClusterConfig, Config
 from jobs.requests import Stage
 from launcher.errors import SlurmUnavailableError
+from launcher.freeze import freeze
 from launcher.plan import Plan
 from launcher.slurm import cancel_jobs
 from univip.errors import ConfigError
@@ -28,6 +28,7 @@ from univip.errors import ConfigError
 _TEXTS = ("account", "partition", "qos", "constraint")
 _MAX_ELEMENTS = 1000  # of an array: `MaxArraySize` is 1001 where nobody set it
 _ENTRY = "jobs.base:run_slurm_job"
+_PROBE_MIN = 5  # the first torch of a node comes slowly from a network file system
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,14 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
     return jobs
 
 
-def render_slurm(jobs: list[SlurmJob]) -> list[str]:
+def render_slurm(jobs: list[SlurmJob], code: Path) -> list[str]:
     """The sbatch scripts of jobs, as submitting would write them; needs no SLURM.
 
     Ids of jobs that do not exist yet are `<stage>`.
+
+    Args:
+        jobs: What to render.
+        code: Folder of the packages that they run.
     """
     from submitit import SlurmExecutor
 
@@ -83,7 +88,7 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
 
     scripts = []
     for job, depends_on in zip(jobs, [None, *jobs], strict=False):
-        executor = Renderer(job.folder, python=_python())
+        executor = Renderer(job.folder, python=_python(code))
         before = f"<{depends_on.stage.kind}>" if depends_on else None
         executor.update_parameters(**job.parameters, **_dependency(before))
         if len(job.kinds) > 1:
@@ -92,12 +97,49 @@ def render_slurm(jobs: list[SlurmJob]) -> list[str]:
     return scripts
 
 
-def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
+def trial_jobs(config: Config, run_dir: Path) -> dict[str, SlurmJob]:
+    """One job of each kind that `config` would ask for, by kind, to ask SLURM about; not part of any run.
+
+    Raises:
+        ConfigError: If a value cannot be put on an #SBATCH line.
+    """
+    _refuse_control_characters(config)
+    return {
+        kind: SlurmJob(
+            Stage(kind, run_dir.name),
+            run_dir,
+            [kind],
+            _parameters(Stage(kind, run_dir.name), config.cluster, shards_each=1),
+        )
+        for kind in ("shards", "train", "evaluate")
+    }
+
+
+def submit_probe(config: Config, folder: Path, name: str) -> str:
+    """Submit a job of a few seconds that looks at its node, and leaves what it sees in a file of `folder`.
+
+    It asks for what an evaluation asks for, so that it comes to a node of the kind that trains.
+
+    Returns:
+        SLURM's job id.
+
+    Raises:
+        SlurmUnavailableError: If SLURM is missing or refuses.
+    """
+    job = trial_jobs(config, folder)["evaluate"]
+    short = {"job_name": "univip-doctor", "comment": "doctor", "time": _PROBE_MIN}
+    job = replace(job, kinds=[name], parameters=job.parameters | short)
+    return submit_slurm([job], freeze(folder), entry="jobs.probe:probe")[0]
+
+
+def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: str = _ENTRY) -> list[str]:
     """Submit jobs, each after the one before has succeeded; all or none.
 
     Args:
         jobs: What to submit.
+        code: Folder of the packages that they run.
         after: Id of the job that the first of them waits for.
+        entry: What a job calls, with its kind and its run directory.
 
     Returns:
         SLURM's job ids, one per job; an array has one.
@@ -108,11 +150,11 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    run = pkgutil.resolve_name(_ENTRY)
+    run = pkgutil.resolve_name(entry)
     ids: list[str] = []
     try:
         for job in jobs:
-            executor = SlurmExecutor(job.folder, python=_python())
+            executor = SlurmExecutor(job.folder, python=_python(code))
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
             submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
@@ -126,12 +168,9 @@ def submit_slurm(jobs: list[SlurmJob], *, after: str = "") -> list[str]:
     return ids
 
 
-def _python() -> str:
-    """How submitit starts Python: with signals blocked until the job can answer them."""
-    spec = importlib.util.find_spec("jobs.blocked")
-    assert spec is not None
-    assert spec.origin is not None
-    return shlex.join([sys.executable, "-I", "-S", spec.origin])
+def _python(code: Path) -> str:
+    """How submitit starts Python: on that code, and with signals blocked until the job can answer them."""
+    return shlex.join([sys.executable, "-I", "-S", str(code / "jobs" / "blocked.py")])
 
 
 def _shards(plan: Plan) -> list[str]:

@@ -89,6 +89,15 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
     _run(["scancel", "--quiet", "--state=RUNNING", "--signal=USR2", *job_ids])
 
 
+def ask(*command: str) -> str:
+    """What a command of SLURM prints that only looks.
+
+    Raises:
+        SlurmUnavailableError: If it is missing, does not answer or refuses.
+    """
+    return _run(list(command))
+
+
 def _by_job(listed: str) -> dict[str, JobState]:
     """One state per job, from lines `id|state|reason` of jobs and of elements of arrays."""
     found: dict[str, JobState] = {}

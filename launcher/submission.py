@@ -16,19 +16,21 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from jobs.attempts import living_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.config import ClusterKind, Config, RunHeader, RunKind, load, load_header, store, with_site_of
+from jobs.identity import differing, is_site
 from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.errors import RefusedError
+from launcher.freeze import ENVIRONMENT_FILE, code_dir, freeze, frozen
 from launcher.local import start_local
 from launcher.plan import Plan
 from launcher.queue import forget
-from launcher.runs import JOBS_FILE, Owner, SubmittedJobs
+from launcher.runs import JOBS_FILE, Owner, SubmittedJobs, free_sibling, is_foreign, refuse_foreign
 from launcher.sbatch import slurm_jobs, submit_slurm
 from launcher.slurm import living_jobs
 from univip.checkpoint import layout
@@ -53,16 +55,27 @@ class Submission:
     message: str
 
 
-def submit(plan: Plan, overrides: Sequence[str]) -> Submission:
+def submit(
+    plan: Plan,
+    overrides: Sequence[str],
+    *,
+    forks: bool = False,
+    replaces: bool = False,
+    keeps_code: bool = False,
+) -> Submission:
     """Start what is not done of a plan, unless somebody works on it already.
 
     Args:
         plan: What was asked for.
         overrides: As typed; kept beside the configuration.
+        forks: Whether the plan is of a fork, whose directory must be new.
+        replaces: Put aside the run that there is, and begin anew.
+        keeps_code: Run the code of the request before, as SLURM's own requeue does, and not that of now.
 
     Raises:
         ConfigError: If the folder of runs cannot be written.
-        RefusedError: If the run belongs to another user, or lacks what the request builds on.
+        RefusedError: If the run belongs to another user, lacks what the request builds on, or is to be
+            replaced while it runs.
         SlurmUnavailableError: If SLURM is asked for and refuses.
     """
     runs = Path(plan.config.paths.runs)
@@ -71,13 +84,16 @@ def submit(plan: Plan, overrides: Sequence[str]) -> Submission:
     _refuse_missing_boxes(plan, overrides)
     _make_root(runs)
     with _umask(plan.config.paths.umask):
-        _make(run_dir)
-        with _lock(run_dir):
+        if replaces and (run_dir / CONFIG_FILE).exists():
+            plan = replace(plan, header=replace(plan.header, origin=_put_aside(run_dir)))
+        _make(run_dir, is_new=forks and bool(plan.header.origin))
+        with lock(run_dir):
             if message := _busy(run_dir, plan.config.cluster.kind):
                 return Submission(run_dir, [], is_new=False, message=message)
             remaining = plan.request.remaining(runs)
             if (run_dir / CONFIG_FILE).exists() and not remaining:
                 return Submission(run_dir, [], is_new=False, message="done already")
+            kept = _kept(plan)
             plan = _remember_unfinished(plan)
             _write_run(run_dir, plan.config, plan.header)
             if plan.proposals:
@@ -88,11 +104,12 @@ def submit(plan: Plan, overrides: Sequence[str]) -> Submission:
             (run_dir / "overrides.txt").write_text(
                 "".join(f"{line}\n" for line in overrides), encoding="utf-8"
             )
-            write_json(run_dir / "environment.json", _environment())
+            code = (frozen(run_dir) if keeps_code else None) or code_dir(run_dir)
+            write_json(run_dir / ENVIRONMENT_FILE, {**_environment(), "code": code.name})
             is_resumed = Request.load(run_dir) is not None
             plan.request.save(run_dir)
-            jobs = _start(plan, remaining)
-    return Submission(run_dir, jobs, is_new=True, message="resumed" if is_resumed else "submitted")
+            jobs = _start(plan, remaining, code)
+    return Submission(run_dir, jobs, is_new=True, message=f"resumed{kept}" if is_resumed else "submitted")
 
 
 def make_run(config: Config, header: RunHeader) -> Path:
@@ -107,37 +124,44 @@ def make_run(config: Config, header: RunHeader) -> Path:
     _make_root(runs)
     with _umask(config.paths.umask):
         _make(run_dir)
-        with _lock(run_dir):
+        with lock(run_dir):
             _write_run(run_dir, config, header)
-            write_json(run_dir / "environment.json", _environment())
+            write_json(run_dir / ENVIRONMENT_FILE, _environment())
     return run_dir
 
 
-def _start(plan: Plan, remaining: list[Stage]) -> list[tuple[str, str]]:
+def _start(plan: Plan, remaining: list[Stage], code: Path) -> list[tuple[str, str]]:
     for directory in plan.request.directories(plan.run_dir):
+        if is_foreign(directory):  # of boxes that are only read
+            continue
         (directory / CANCELLED_FILE).unlink(missing_ok=True)
     if plan.config.cluster.kind is ClusterKind.local:
         (plan.run_dir / JOBS_FILE).unlink(missing_ok=True)
         return [("local", str(start_local(plan.run_dir, plan.request.id)))]
     if plan.proposals is None:
-        return _start_in_slurm(plan, remaining, {})
+        return _start_in_slurm(plan, remaining, code, {})
     boxes = plan.run_dir.parent / plan.proposals.id
-    with _lock(boxes):  # another training on the same photographs may be submitted at the same time
-        return _start_in_slurm(plan, remaining, _boxes_under_way(boxes))
+    with lock(boxes):  # another training on the same photographs may be submitted at the same time
+        return _start_in_slurm(plan, remaining, code, _boxes_under_way(boxes))
 
 
-def _start_in_slurm(plan: Plan, remaining: list[Stage], under_way: dict[str, str]) -> list[tuple[str, str]]:
+def _start_in_slurm(
+    plan: Plan, remaining: list[Stage], code: Path, under_way: dict[str, str]
+) -> list[tuple[str, str]]:
     """Submit the stages, and write down which job does which; in the run of the boxes as well.
 
     Args:
         plan: What was asked for.
         remaining: Its stages that are not done.
+        code: What they run; copied if it is not there yet.
         under_way: Jobs, by stage kind, that make the same boxes already.
     """
     run_dir = plan.run_dir
     others = [stage for stage in remaining if stage.run != run_dir.name and under_way]
     mine = [stage for stage in remaining if stage not in others]
-    ids = submit_slurm(slurm_jobs(plan, mine), after=under_way.get("merge", ""))
+    if not code.is_dir():
+        freeze(run_dir)
+    ids = submit_slurm(slurm_jobs(plan, mine), code, after=under_way.get("merge", ""))
     forget(run_dir.parent)
     found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
     for run in {stage.run for stage, _ in found} | {run_dir.name}:
@@ -176,6 +200,43 @@ def _busy(run_dir: Path, kind: ClusterKind) -> str:
     return ""
 
 
+def _put_aside(run_dir: Path) -> str:
+    """Give a run that nobody works on another name, under which it can be looked at and resumed.
+
+    Its files are changed first: what a process leaves that is killed in between, the next submission makes
+    good.
+
+    Returns:
+        That name; empty if another shell has put the run aside meanwhile.
+    """
+    refuse_foreign(run_dir)
+    with lock(run_dir):
+        if not (run_dir / CONFIG_FILE).exists():
+            return ""
+        if message := _busy(run_dir, ClusterKind.slurm):
+            raise RefusedError(
+                f"run `{run_dir.name}` must not be running to be replaced, but is {message}.",
+                where=str(run_dir),
+                fix=f"univip cancel {run_dir.name}  # and --replace when it has stopped, or --fork",
+            )
+        aside = free_sibling(run_dir, "old")
+        store(load(run_dir), replace(load_header(run_dir), id=aside.name), run_dir)
+        if request := Request.load(run_dir):
+            request.renamed(run_dir.name, aside.name).save(run_dir)
+        (run_dir / JOBS_FILE).unlink(missing_ok=True)  # they have ended, and name the run by its old id
+        run_dir.rename(aside)
+    return aside.name
+
+
+def _kept(plan: Plan) -> str:
+    """In words, what the run keeps of its own though the same request would now mean something else."""
+    if not (plan.run_dir / CONFIG_FILE).exists():
+        return ""
+    differ = differing(asdict(load(plan.run_dir)), asdict(plan.config))
+    kept = [f"{key}={mine}, not {asked}" for key, (mine, asked) in differ.items() if not is_site(key)]
+    return f" as it was begun, with {'; '.join(kept)}: --fork begins anew" if kept else ""
+
+
 def _remember_unfinished(plan: Plan) -> Plan:
     """An evaluation alone must not make a run whose training is not through look done."""
     before = Request.load(plan.run_dir)
@@ -193,17 +254,20 @@ def _make_root(runs: Path) -> None:
         runs.mkdir(parents=True, exist_ok=True)
 
 
-def _make(run_dir: Path) -> None:
-    """Make a run directory; refuse one that is not ours."""
-    with _writable(run_dir.parent):
-        run_dir.mkdir(exist_ok=True)
-    owner = run_dir.stat().st_uid
-    if owner != os.getuid():
+def _make(run_dir: Path, *, is_new: bool = False) -> None:
+    """Make a run directory; refuse one that is not ours, or not new where it must be."""
+    try:
+        with _writable(run_dir.parent):
+            run_dir.mkdir(exist_ok=not is_new)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, FileExistsError) or not is_new:
+            raise
         raise RefusedError(
-            f"run `{run_dir.name}` must be yours to resume, but belongs to user {owner}.",
+            f"run `{run_dir.name}` must be new, but another shell has just begun it.",
             where=str(run_dir),
-            fix="paths.runs=/a/folder/of/your/own",
-        )
+            fix="the same command again",
+        ) from error
+    refuse_foreign(run_dir)
 
 
 @contextmanager
@@ -228,6 +292,7 @@ def _write_run(run_dir: Path, config: Config, header: RunHeader) -> None:
                 fix="paths.runs=/another/folder",
             )
         config = with_site_of(load(run_dir), config)
+        header = replace(header, origin=header.origin or load_header(run_dir).origin)
     store(config, header, run_dir)
 
 
@@ -289,11 +354,25 @@ def _git_commit() -> str:
 
 
 @contextmanager
-def _lock(run_dir: Path) -> Iterator[None]:
+def lock(run_dir: Path) -> Iterator[None]:
     """One submission at a time per run; the others wait."""
-    with (run_dir / "submit.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    path = run_dir / "submit.lock"
+    while True:
+        run_dir.mkdir(exist_ok=True)
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it may have put the run aside, and the lock with it.
+            if _is_at(path, file.fileno()):
+                yield
+                return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still is the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -89,7 +89,8 @@ def resubmit(run_dir: Path, decision: Decision) -> None:
     fields = {"cause": decision.cause, "progress": decision.progress}
     Ledger(run_dir / "ledger.jsonl").append("supervise", **fields)
     typed = run_dir / "overrides.txt"
-    submit(plan, typed.read_text(encoding="utf-8").splitlines() if typed.exists() else [])
+    overrides = typed.read_text(encoding="utf-8").splitlines() if typed.exists() else []
+    submit(plan, overrides, keeps_code=True)
 
 
 def _needs_a_person(run_dir: Path, request: Request, state: RunState) -> int:

@@ -21,12 +21,14 @@ from univip.errors import UnivipError
 # Verb -> module of `launcher.cli` that holds a click command `command`, in the order of `--help`.
 _VERBS = {
     "demo": "The whole job on bundled photographs, with two planted faults.",
+    "doctor": "What would stop a run, and the command against it.",
     "submit": "Make boxes, train, evaluate: in the background or on SLURM.",
     "status": "Runs: state, progress, loss, ETA, last problem.",
     "logs": "What the processes of a run printed.",
     "show": "Everything about one run.",
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
+    "clean": "Remove what can be made again or was put aside.",
     "supervise": "Submit runs again that SLURM gave up on.",
     "dash": "Runs, curves and faults in a browser.",
     "monitor": "Serve the metrics of all runs to Prometheus.",

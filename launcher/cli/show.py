@@ -1,4 +1,4 @@
-"""`univip show`: one run, in facts; or its configuration; or its journal."""
+"""`univip show`: one run, in facts; its configuration, alone or beside another's; or its journal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ _LOST = "substituted_"  # and the reason: how the journal counts samples of lost
 
 @click.command()
 @click.argument("run", shell_complete=completing.runs)
-@click.argument("what", type=click.Choice(["facts", "config", "journal"]), default="facts")
-def command(run: str, what: str) -> None:
-    """Show a run: its facts, the configuration it was started with, or every record of its journal."""
+@click.argument("what", type=click.Choice(["facts", "config", "diff", "journal"]), default="facts")
+@click.argument("other", required=False, shell_complete=completing.runs)
+def command(run: str, what: str, other: str | None) -> None:
+    """Show a run: its facts, the configuration it was started with, or every record of its journal.
+
+    With diff, the keys in which its configuration differs from that of OTHER.
+    """
     from jobs.config import FILE_NAME
     from launcher.runs import find_run
 
+    if (what == "diff") != (other is not None):
+        raise click.UsageError("another run goes with diff, and only with it: univip show RUN diff OTHER.")
     run_dir = find_run(run)
-    if what == "config":
+    if other is not None:
+        _diff(run_dir, find_run(other))
+    elif what == "config":
         click.echo((run_dir / FILE_NAME).read_text(encoding="utf-8"), nl=False)
     elif what == "journal":
         from monitoring.journal import read
@@ -36,8 +44,24 @@ def command(run: str, what: str) -> None:
         _facts(run_dir)
 
 
+def _diff(run_dir: Path, other_dir: Path) -> None:
+    """Differing keys: first those that make it another run, then those that say where it runs."""
+    from jobs.config import read_plain
+    from jobs.identity import differing, is_site
+    from launcher import render
+
+    differ = differing(read_plain(run_dir), read_plain(other_dir))
+    rows = [
+        (key, f"{_value(mine)} -> {_value(theirs)}{'  (where it runs)' if is_site(key) else ''}")
+        for key, (mine, theirs) in sorted(differ.items(), key=lambda item: (is_site(item[0]), item[0]))
+        if key != "run.id"
+    ]
+    render.fact_table(f"{run_dir.name} -> {other_dir.name}", rows or [("", "no key differs")])
+
+
 def _facts(run_dir: Path) -> None:
     from jobs.attempts import read_attempts
+    from jobs.config import read_plain
     from jobs.outcomes import ExitCode, read_json
     from jobs.requests import Request
     from launcher import render
@@ -50,6 +74,8 @@ def _facts(run_dir: Path) -> None:
         ("directory", str(run_dir)),
         ("state", " ".join(part for part in (str(state.state), state.stage, state.cause) if part)),
     ]
+    if origin := read_plain(run_dir).get("run", {}).get("origin"):
+        rows.append(("begun beside", origin))
     if summary.done is not None:
         rows.append(("progress", render.progress_line(summary)))
     rows += [("straggler", each.words()) for each in summary.stragglers[:_NAMES]]

@@ -22,10 +22,21 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Print configuration, plan and sbatch scripts; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"run", "run_dir", "jobs"}.')
 @click.option("--wait", is_flag=True, help="Follow to the end; exit 0 only if every stage is done.")
-def command(what: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, wait: bool) -> None:
+@click.option("--fork", is_flag=True, help="Begin the training anew, beside the run that there is.")
+@click.option("--replace", "replaces", is_flag=True, help="Put that run aside under another name instead.")
+def command(
+    what: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    wait: bool,
+    fork: bool,
+    replaces: bool,
+) -> None:
     """Make boxes (proposals), train, evaluate, or all of it (pipeline).
 
-    The same request finds the same run: it reports or resumes it, and never starts a twin.
+    The same request finds the same run: it reports or resumes it, and never starts a twin, unless --fork or
+    --replace asks for a new one. Nothing is deleted.
 
     \b
     univip submit pipeline data=coco data.root=/data/coco experiment=coco_univip
@@ -37,12 +48,16 @@ def command(what: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool,
     from launcher.runs import what_next
     from launcher.submission import submit
 
-    plan = make_plan(what, compose(overrides))
+    if fork and replaces:
+        raise click.UsageError("either --fork or --replace may be given, but not both.")
+    if (fork or replaces) and what not in ("train", "pipeline"):
+        raise click.UsageError(f"--fork and --replace begin a training anew; {what} has none.")
+    plan = make_plan(what, compose(overrides), forks=fork)
     if dry_run:
         _dry_run(plan)
         return
     render.say(*plan.lines())
-    done = submit(plan, overrides)
+    done = submit(plan, overrides, forks=fork, replaces=replaces)
     name = done.run_dir.name
     render.say(done.message, what_next(done.run_dir, "status --watch", "logs RUN -f", "show RUN"))
     if as_json:
@@ -61,6 +76,7 @@ def command(what: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool,
 
 def _dry_run(plan: Plan) -> None:
     from jobs.config import ClusterKind, to_yaml
+    from launcher.freeze import code_dir
     from launcher.sbatch import render_slurm, slurm_jobs
 
     click.echo("# configuration")
@@ -69,6 +85,6 @@ def _dry_run(plan: Plan) -> None:
     click.echo("\n".join(plan.lines()))
     if plan.config.cluster.kind is ClusterKind.slurm:
         jobs = slurm_jobs(plan)
-        for job, script in zip(jobs, render_slurm(jobs), strict=True):
+        for job, script in zip(jobs, render_slurm(jobs, code_dir(plan.run_dir)), strict=True):
             click.echo(f"\n# sbatch script of {job.stage.kind}")
             click.echo(script)

@@ -54,9 +54,11 @@ def loaded(arguments: list[str], runs: Path, names: list[str]) -> tuple[int, lis
         ["status", "--json"],
         ["logs", "@last"],
         ["cancel", "@last"],
+        ["doctor", "--help"],
         ["show", "@last"],
         ["show", "@last", "config"],
         ["show", "@last", "journal"],
+        ["show", "@last", "diff", "@last"],
     ],
     ids=" ".join,
 )
@@ -71,6 +73,10 @@ def test_an_export_needs_no_torch(run_dir: Path) -> None:
         1,
         [],
     )  # no checkpoint yet
+
+
+def test_a_doctor_leaves_torch_to_another_process(tmp_path: Path) -> None:
+    assert loaded(["doctor", f"paths.runs='{tmp_path}'"], tmp_path, HEAVY) == (0, [])
 
 
 @pytest.mark.parametrize("cluster", ["local", "slurm"])

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import llvmlite
 import numba
 from llvmlite import binding
+from numba.core.caching import UserProvidedCacheLocator
 
 _logger = logging.getLogger(__name__)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -48,16 +49,26 @@ def compiled(signature: str) -> Callable[[_Function], _Function]:
     def decorate(function: _Function) -> _Function:
         # numba takes the directory from this global at the moment it sees the function.
         config: Any = numba.config
-        before = config.CACHE_DIR
+        before = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
         config.CACHE_DIR = str(store.directory or "")
+        config.CACHE_LOCATOR_CLASSES = f"{__name__}.{Locator.__name__}"
         try:
             make: Any = numba.njit(signature, cache=store.directory is not None, error_model="numpy")
             made: _Function = make(function)
         finally:
-            config.CACHE_DIR = before
+            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = before
         return made
 
     return decorate
+
+
+class Locator(UserProvidedCacheLocator):
+    """Where numba finds machine code: by module, wherever the sources lie, since jobs run copies of them."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        """Folder below the directory of the cache, which is named by the content of the sources."""
+        return Path(py_file).stem
 
 
 def publish() -> None:
@@ -140,11 +151,10 @@ def _private(directory: Path) -> None:
 
 
 def _version() -> str:
-    """Name for everything that the machine code depends on, numba's own checks (path, time) included."""
+    """Name for everything that the machine code depends on."""
     digest = hashlib.sha256()
     for name in MODULES:
         source = Path(__file__).with_name(f"{name}.py")
-        digest.update(f"{source}\n{source.stat().st_mtime_ns}\n".encode())
         digest.update(source.read_bytes())
     features = binding.get_host_cpu_features().flatten()
     versions = numba.__version__, llvmlite.__version__, platform.python_version()

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 import pytest
 
 from jobs.config import Config, RunKind
-from jobs.identity import changed_keys, config_hash, run_id
+from jobs.identity import changed_keys, config_hash, differing, is_site, run_id
 from univip.config import DataConfig, MethodConfig, MethodName, OptimConfig, TrainConfig, ViewsConfig, site
 
 PRINT = "f" * 64
@@ -116,3 +116,30 @@ def test_the_experiment_is_the_first_part_of_the_name_and_nothing_else() -> None
 
 def test_only_what_differs_is_listed() -> None:
     assert changed_keys(Config(train=TrainConfig(seed=3, threads=4))) == {"train.seed": 3}
+
+
+def test_keys_that_differ_are_named_with_both_values() -> None:
+    one = {
+        "train": {"seed": 0, "epochs": 200},
+        "data": {"split": ["val2017"]},
+        "cluster": {"extra": {"a": "1"}},
+    }
+    other = {"train": {"seed": 1, "epochs": 200.0}, "data": {"split": "val2017"}, "cluster": {"extra": {}}}
+
+    assert differing(one, other) == {"train.seed": (0, 1), "cluster.extra.a": ("1", None)}
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("train.seed", False),
+        ("train.threads", True),
+        ("data.root", True),
+        ("cluster.extra.gres", True),
+        ("experiment", True),
+        ("run.fingerprint", False),
+        ("no.such", False),
+    ],
+)
+def test_a_key_of_the_site_makes_no_other_run(key: str, expected: bool) -> None:
+    assert is_site(key) == expected

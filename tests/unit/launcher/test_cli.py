@@ -18,7 +18,7 @@ from jobs.outcomes import write_json
 from jobs.requests import Request, Stage, stages_of
 from launcher.cli.main import run
 from monitoring.journal import Journal
-from univip.config import DataConfig
+from univip.config import DataConfig, TrainConfig
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ def owned_by(run_dir: Path, pid: int, host: str = "") -> None:
     [
         (["sumbit"], 2, "the nearest are submit"),
         (["submit", "everything"], 2, "proposals"),
+        (["submit", "proposals", "--fork"], 2, "begin a training anew; proposals has none"),
+        (["submit", "train", "--fork", "--replace"], 2, "either --fork or --replace"),
         (["status", "--wach"], 2, "--wach"),
         (["submit", "pipeline"], 2, "`data.root` must be given"),
         (["submit", "pipeline", "optim.lr=1"], 2, "optim.base_lr"),
@@ -352,6 +354,31 @@ def test_boxes_made_for_a_training_can_be_resumed(
 
     assert started[1] == boxes.name
     assert capsys.readouterr().out.splitlines()[-1] == boxes.name
+
+
+def test_show_tells_in_which_keys_two_runs_differ(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = run_dir.with_name("univip-2")
+    other.mkdir()
+    config = Config(data=DataConfig(root="/y"), train=TrainConfig(seed=3))
+    store(config, RunHeader("univip-2", RunKind.train, "f", 1), other)
+
+    assert run(["show", "univip-1", "diff", "univip-2"]) == 0
+    title, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert title == ["univip-1", "->", "univip-2"]
+    assert first == ["train.seed", "0", "->", "3"]
+    assert second == ["data.root", "/x", "->", "/y", "(where", "it", "runs)"]
+
+    assert run(["show", "univip-1", "diff", "univip-1"]) == 0
+    assert "no key differs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["diff"], ["facts", "univip-1"]])
+def test_another_run_goes_with_a_difference_only(
+    run_dir: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["show", "univip-1", *words]) == 2
+
+    assert "univip show RUN diff OTHER" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["show", "#0"], ["stats"], ["stats", "@last", "--json"]])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from launcher.runs import Owner, State, read_state
 
+ROOT = Path(__file__).resolve().parents[3]
 UNIVIP = [sys.executable, "-m", "launcher.cli.main"]
 
 
@@ -64,6 +66,26 @@ def test_a_request_goes_on_when_the_terminal_that_waits_for_it_is_interrupted(
     assert again.returncode == 0
     assert "done already" in again.stderr
     assert again.stdout.splitlines()[-1] == told["run"]
+
+
+def test_a_checkout_that_is_edited_after_the_submission_changes_nothing(
+    request_boxes: list[str], tmp_path: Path
+) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("univip", "jobs", "launcher", "monitoring", "configs"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    command = [*request_boxes, "--json"]
+    told = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=True)
+
+    for path in checkout.rglob(
+        "*.py"
+    ):  # each stage is a process of its own, and two of them begin after this
+        path.write_text("raise SystemExit('the code of a later day')\n")
+
+    run_dir = Path(json.loads(told.stdout)["run_dir"])
+    wait_for(run_dir, State.done)
+    assert "later day" not in "".join(path.read_text() for path in (run_dir / "logs").glob("*.log"))
 
 
 def test_waiting_for_a_request_that_fails_ends_with_1_and_the_reason(

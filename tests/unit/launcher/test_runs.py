@@ -1,5 +1,7 @@
 import os
+import shutil
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -9,10 +11,11 @@ from jobs.attempts import start_ticks
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
-from launcher.errors import RunNotFoundError
+from launcher.errors import RefusedError, RunNotFoundError
 from launcher.runs import State, all_runs, find_run, read_state
 from univip.config import DataConfig
 
+OTHER = 12345  # a user
 DEAD = {"host": socket.gethostname(), "pid": 2**22 + 1, "start_ticks": 1}
 ALIVE = {"host": socket.gethostname(), "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
 
@@ -191,3 +194,27 @@ def test_boxes_made_on_the_way_have_a_state_of_their_own(root: Path) -> None:
     make_attempt(run_dir, "merge", exit_code=0)
 
     assert read_state(run_dir).state is State.done
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_the_private_run_of_another_user_hides_itself_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = Path(tempfile.mkdtemp())  # not `tmp_path`, which nobody else may enter
+    try:
+        for name in ("coco-1", "coco-2"):
+            (root / name).mkdir()
+            store(Config(data=DataConfig(root="/x")), RunHeader(name, RunKind.train, "f", 1), root / name)
+        (root / "coco-1").chmod(0o700)
+        root.chmod(0o755)
+        monkeypatch.setenv("UNIVIP_RUNS", str(root))
+        os.setresuid(OTHER, OTHER, 0)
+
+        assert [run.name for run in all_runs(root)] == ["coco-2"]
+        assert find_run("coco").name == "coco-2"
+        with pytest.raises(RefusedError, match="is private") as refused:
+            find_run("coco-1")
+        assert "--fork" in refused.value.fix
+    finally:
+        os.setresuid(0, 0, 0)
+        shutil.rmtree(root)

@@ -15,7 +15,8 @@ from launcher.plan import Plan
 from launcher.sbatch import render_slurm, slurm_jobs, submit_slurm
 from univip.errors import ConfigError
 
-BLOCKED = Path(__file__).resolve().parents[3] / "jobs" / "blocked.py"
+CODE = Path(__file__).resolve().parents[3]
+BLOCKED = CODE / "jobs" / "blocked.py"
 CLUSTER = ClusterConfig(
     kind=ClusterKind.slurm,
     account="vision",
@@ -48,7 +49,7 @@ def flags(script: str) -> dict[str, str]:
 
 def test_the_script_of_training_asks_for_what_was_configured(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    script = render_slurm(slurm_jobs(make_plan(runs)))[3]
+    script = render_slurm(slurm_jobs(make_plan(runs)), CODE)[3]
 
     folder = runs / "univip-1" / "submitit"
     assert (
@@ -112,7 +113,7 @@ def test_a_signal_that_comes_while_python_starts_waits_until_it_is_answered() ->
 def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
     cluster = replace(CLUSTER, array_parallelism=2, shard_cpus=4, shard_time_h=0.5)
 
-    shards = flags(render_slurm(slurm_jobs(make_plan(tmp_path, cluster)))[1])
+    shards = flags(render_slurm(slurm_jobs(make_plan(tmp_path, cluster)), CODE)[1])
 
     assert shards["--array"] == "0-2%2"
     assert (shards["--cpus-per-task"], shards["--time"], shards["--nodes"]) == ("4", "30", "1")
@@ -125,12 +126,12 @@ def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Pa
     job = slurm_jobs(make_plan(tmp_path, cluster, num_shards=2300))[1]
 
     assert job.kinds[::999] == ["shard:0/1000", "shard:999/1000"]
-    shards = flags(render_slurm([job])[0])
+    shards = flags(render_slurm([job], CODE)[0])
     assert (shards["--array"], shards["--time"]) == ("0-999%50", "90")
 
 
 def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> None:
-    evaluate = flags(render_slurm(slurm_jobs(make_plan(tmp_path)))[4])
+    evaluate = flags(render_slurm(slurm_jobs(make_plan(tmp_path)), CODE)[4])
 
     assert (evaluate["--gpus-per-node"], evaluate["--cpus-per-task"]) == ("1", "8")
     assert evaluate["--dependency"] == "afterok:<train>"
@@ -139,7 +140,7 @@ def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> N
 def test_rendering_writes_nothing_and_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
 
-    assert len(render_slurm(slurm_jobs(make_plan(tmp_path / "runs")))) == 5
+    assert len(render_slurm(slurm_jobs(make_plan(tmp_path / "runs")), CODE)) == 5
 
     assert list(tmp_path.iterdir()) == []
 
@@ -172,7 +173,7 @@ def test_a_nasty_value_stays_a_value(tmp_path: Path, nasty: str) -> None:
     (bin_folder / "srun").write_text('#!/bin/sh\nfor last; do :; done; printf "%s" "$last"\n')
     (bin_folder / "srun").chmod(0o755)
 
-    script = render_slurm(slurm_jobs(make_plan(runs, cluster)))[3]
+    script = render_slurm(slurm_jobs(make_plan(runs, cluster)), CODE)[3]
     ran = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
@@ -232,7 +233,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, slurm: Path) -> None:
-    ids = submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")))
+    ids = submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")), CODE)
 
     assert ids == ["100", "101", "102", "103", "104"]
     scripts = [(slurm / f"job-{number}").read_text() for number in range(5)]
@@ -246,7 +247,7 @@ def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, slurm: Pat
 
 
 def test_what_submitit_pickles_is_a_function_by_name_and_two_strings(tmp_path: Path, slurm: Path) -> None:
-    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")))
+    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")), CODE)
 
     folder = tmp_path / "runs" / "proposals-1" / "submitit"
     pickled = {path.name: path.read_bytes() for path in folder.glob("*_submitted.pkl")}
@@ -268,12 +269,12 @@ def test_a_refusal_of_one_job_withdraws_the_others(tmp_path: Path, slurm: Path) 
     (slurm / "refuse-2").touch()
 
     with pytest.raises(SlurmUnavailableError, match="no such partition"):
-        submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")))
+        submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")), CODE)
 
     assert (slurm / "cancelled").read_text().splitlines()[0] == "--quiet --state=PENDING 100 101"
 
 
 def test_one_shard_needs_no_array(tmp_path: Path, slurm: Path) -> None:
-    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs", num_shards=1)))
+    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs", num_shards=1)), CODE)
 
     assert "--array" not in flags((slurm / "job-1").read_text())

@@ -1,0 +1,254 @@
+"""What a SLURM site offers this user - partitions, nodes, accounts - and the site file that says so once.
+
+SLURM prints for people and for scripts; the formats asked for here have one line per thing and one separator.
+Parsing is apart from asking, so it is tested on what real clusters print.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import configs
+from jobs.config import ClusterConfig
+from jobs.slurm import duration_s
+from launcher.errors import RefusedError, SlurmUnavailableError
+from launcher.slurm import ask
+
+SITE_FILE = Path(configs.__file__).parent / "site" / "local.yaml"
+_SINFO = "%R|%D|%c|%m|%t|%G"
+_GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?(\d+)")
+_UNUSABLE = ("down", "drain", "drng", "fail", "unk", "boot")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition.
+
+    Attributes:
+        max_time_h: Longest job, hours; infinite where there is no limit.
+        accounts: Accounts that may use it; None = all.
+        qos: Qualities of service that may be asked for in it; None = all.
+    """
+
+    name: str
+    is_default: bool = False
+    is_up: bool = True
+    max_time_h: float = math.inf
+    accounts: frozenset[str] | None = None
+    qos: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of one kind in a partition.
+
+    Attributes:
+        memory_mb: That SLURM gives away, MiB.
+        gpus: GPUs of one node by type; the type is empty where the site names none.
+        is_usable: False where they are down or drained.
+    """
+
+    partition: str
+    count: int
+    cpus: int
+    memory_mb: int
+    gpus: dict[str, int] = field(default_factory=dict)
+    is_usable: bool = True
+
+    @property
+    def num_gpus(self) -> int:
+        """Of one node."""
+        return sum(self.gpus.values())
+
+    def __str__(self) -> str:
+        gres = ",".join(f"gpu:{kind}{':' * bool(kind)}{count}" for kind, count in self.gpus.items())
+        return f"{self.count} x {self.cpus} CPUs, {self.memory_mb // 1024} GB, {gres or 'no GPU'}"
+
+
+@dataclass(frozen=True)
+class Association:
+    """An account that the user may charge."""
+
+    account: str
+    partition: str  # the only one it holds for; empty = all
+    qos: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Site:
+    """All that SLURM tells this user.
+
+    Attributes:
+        associations: None where there is no accounting.
+        default_account: Charged where a job names none; empty where there is none.
+    """
+
+    partitions: dict[str, Partition]
+    nodes: list[Nodes]
+    associations: list[Association] | None
+    default_account: str = ""
+
+    def of(self, partition: str) -> list[Nodes]:
+        """Nodes of a partition that can be used."""
+        return [nodes for nodes in self.nodes if nodes.partition == partition and nodes.is_usable]
+
+    def partition_of(self, cluster: ClusterConfig) -> Partition | None:
+        """The partition that a configuration asks for, or SLURM's own choice; None if there is no such."""
+        if cluster.partition:  # several may be named; the first stands for them
+            return self.partitions.get(cluster.partition.partition(",")[0])
+        return next((each for each in self.partitions.values() if each.is_default), None)
+
+    def account_of(self, cluster: ClusterConfig) -> str:
+        """The account that a configuration asks for, or SLURM's own choice."""
+        return cluster.account or self.default_account
+
+
+def ask_site() -> Site:
+    """Ask SLURM.
+
+    Raises:
+        SlurmUnavailableError: If it does not answer; missing accounting is no error.
+    """
+    partitions = parse_partitions(ask("scontrol", "show", "partition", "--oneliner"))
+    nodes = parse_nodes(ask("sinfo", "--noheader", "--exact", f"--format={_SINFO}"))
+    user = getpass.getuser()
+    show = ["sacctmgr", "--noheader", "--parsable2", "show"]
+    try:
+        listed = ask(*show, "associations", f"user={user}", "format=Account,Partition,QOS")
+        default = ask(*show, "user", user, "format=DefaultAccount").strip()
+    except SlurmUnavailableError:
+        return Site(partitions, nodes, None)
+    return Site(partitions, nodes, parse_associations(listed), default)
+
+
+def parse_partitions(shown: str) -> dict[str, Partition]:
+    """`scontrol show partition --oneliner`."""
+    found = {}
+    for line in shown.splitlines():
+        words = {name: value for name, equals, value in (word.partition("=") for word in line.split())}
+        if name := words.get("PartitionName"):
+            found[name] = Partition(
+                name=name,
+                is_default=words.get("Default") == "YES",
+                is_up=words.get("State") == "UP",
+                max_time_h=duration_s(words.get("MaxTime", "")) / 3600,
+                accounts=_allowed(words.get("AllowAccounts", "ALL")),
+                qos=_allowed(words.get("AllowQos", "ALL")),
+            )
+    return found
+
+
+def parse_nodes(listed: str) -> list[Nodes]:
+    """`sinfo --noheader --exact --format=%R|%D|%c|%m|%t|%G`."""
+    found = []
+    for line in listed.splitlines():
+        partition, count, cpus, memory, state, gres = line.strip().split("|")
+        gpus: dict[str, int] = {}
+        for kind, number in _GPUS.findall(gres):
+            gpus[kind] = gpus.get(kind, 0) + int(number)
+        found.append(
+            Nodes(
+                partition,
+                int(count),
+                int(cpus.rstrip("+")),
+                int(memory.rstrip("+")),
+                gpus,
+                is_usable=not state.startswith(_UNUSABLE) and not state.endswith("*"),
+            )
+        )
+    return found
+
+
+def parse_associations(listed: str) -> list[Association]:
+    """`sacctmgr --parsable2 show associations format=Account,Partition,QOS`."""
+    rows = (line.split("|") for line in listed.splitlines() if line)
+    return [Association(account, partition, frozenset(qos.split(","))) for account, partition, qos in rows]
+
+
+def site_yaml(site: Site, cluster: ClusterConfig) -> str:
+    """The site file: what this site always needs, as far as SLURM tells.
+
+    Args:
+        site: What SLURM tells.
+        cluster: What is set already; a partition or account in it is kept.
+
+    Raises:
+        SlurmUnavailableError: If no partition can be used.
+    """
+    partition = site.partition_of(cluster) if cluster.partition else _best_partition(site)
+    kinds = site.of(partition.name) if partition else []
+    if partition is None or not kinds:
+        raise SlurmUnavailableError(
+            "SLURM must have a partition with nodes that can be used, but has none.", fix="sinfo"
+        )
+    most = max(nodes.num_gpus for nodes in kinds)
+    kinds_used = [nodes for nodes in kinds if nodes.num_gpus == most]
+    memory_mb = min(nodes.memory_mb for nodes in kinds_used)
+    lines = [
+        "# @package _global_",
+        "# Written by `univip doctor --write` from what SLURM says of this site; yours to edit.",
+        *(f"# {partition.name}: {nodes}" for nodes in kinds),
+        "cluster:",
+        f"  partition: {partition.name}",
+    ]
+    if account := site.account_of(cluster):
+        lines.append(f"  account: {account}")
+    if cluster.qos:
+        lines.append(f"  qos: {cluster.qos}")
+    lines += [
+        f"  gpus_per_node: {most}",
+        f"  cpus_per_task: {min(nodes.cpus for nodes in kinds_used)}",
+        f"  time_h: {min(cluster.time_h, partition.max_time_h):g}",
+        f"  # mem_gb: {memory_mb // 1024}  # all of a node; every stage would ask for it",
+    ]
+    if len({kind for nodes in kinds_used for kind in nodes.gpus}) > 1:
+        lines.append("  # constraint: ...  # there are GPUs of several types, see above")
+    return "\n".join(lines) + "\n"
+
+
+def write_site_file(text: str, path: Path) -> bool:
+    """Write the site file; False if it says the same already.
+
+    Raises:
+        RefusedError: If there is one that says something else.
+    """
+    from univip.atomic import write_text
+
+    if path.exists():
+        if path.read_text(encoding="utf-8") == text:
+            return False
+        raise RefusedError(
+            "the site file must not be there yet, but is, and differs as shown.",
+            where=str(path),
+            fix=f"edit it, or mv {path} {path}.old && univip doctor --write",
+        )
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text)
+    return True
+
+
+def _best_partition(site: Site) -> Partition | None:
+    """The default one if it has GPUs, else the one with the most; without any the default one."""
+    known = site.associations
+    mine = None if known is None else {association.account for association in known}
+    usable = [
+        each
+        for each in site.partitions.values()
+        if each.is_up
+        and site.of(each.name)
+        and (each.accounts is None or mine is None or each.accounts & mine)
+    ]
+
+    def worth(partition: Partition) -> tuple[bool, bool, int]:
+        gpus = sum(nodes.count * nodes.num_gpus for nodes in site.of(partition.name))
+        return gpus > 0, partition.is_default, gpus
+
+    return max(usable, key=worth, default=None)
+
+
+def _allowed(text: str) -> frozenset[str] | None:
+    return None if text == "ALL" else frozenset(text.split(","))

@@ -1,0 +1,178 @@
+"""What a configuration asks for against what a site offers; SLURM is a few scripts on the PATH."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig
+from launcher import admission
+from launcher.admission import offers, slurm
+from launcher.doctor import Level, Row
+from launcher.site import Association, Nodes, Partition, Site
+
+SITE = Site(
+    {
+        "gpu": Partition("gpu", is_default=True, max_time_h=48, accounts=frozenset({"vision"})),
+        "debug": Partition("debug", max_time_h=1, qos=frozenset({"short"})),
+        "closed": Partition("closed", is_up=False),
+    },
+    [
+        Nodes("gpu", 3, 64, 500_000, {"a100": 8}),
+        Nodes("gpu", 2, 128, 1_000_000, {"v100": 4}),
+        Nodes("debug", 1, 64, 500_000, {"": 8}),
+        Nodes("closed", 1, 64, 500_000, {"": 8}, is_usable=False),
+    ],
+    [
+        Association("vision", "", frozenset({"normal", "long"})),
+        Association("teaching", "", frozenset({"normal"})),
+    ],
+    default_account="vision",
+)
+
+
+def bad(cluster: ClusterConfig, site: Site = SITE) -> list[Row]:
+    return [row for row in offers(site, cluster) if row.level is not Level.OK]
+
+
+def test_what_the_site_has_is_all_right() -> None:
+    rows = list(offers(SITE, ClusterConfig(nodes=NodesConfig(1, 3), qos="long")))
+
+    assert [(row.level, row.check) for row in rows] == [
+        (Level.OK, check) for check in ("partition", "account", "qos", "nodes", "time limit")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "check", "found", "fix"),
+    [
+        (ClusterConfig(partition="gpus"), "partition", "`gpus` is not there", "cluster.partition=gpu"),
+        (ClusterConfig(partition="closed"), "partition", "is not up", "cluster.partition="),
+        (ClusterConfig(account="nlp"), "account", "`nlp` is not yours; yours are", "cluster.account=vision"),
+        (ClusterConfig(account="teaching"), "account", "may not use gpu", "cluster.account=vision"),
+        (ClusterConfig(qos="huge"), "qos", "these may: long, normal", "cluster.qos=long"),
+        (ClusterConfig(gpus_per_node=9), "nodes", "no node of gpu has cluster.gpus_per_node=9", "=8"),
+        (ClusterConfig(cpus_per_task=256), "nodes", "has cluster.cpus_per_task=256", "=128"),
+        (ClusterConfig(mem_gb=2000), "nodes", "has cluster.mem_gb=2000", "=976"),
+        (ClusterConfig(cpus_per_task=128), "nodes", "0 of 1 nodes have all", "cluster.nodes.min=1"),
+        (ClusterConfig(nodes=NodesConfig(4, 4)), "nodes", "3 of 4 nodes", "cluster.nodes.min=3"),
+        (ClusterConfig(time_h=72), "time limit", "cluster.time_h is 72 h, but gpu gives 48", "time_h=48"),
+        (ClusterConfig(shard_time_h=50), "time limit", "cluster.shard_time_h is 50 h", "shard_time_h=48"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_site_lacks_is_named_with_a_value_that_would_do(
+    cluster: ClusterConfig, check: str, found: str, fix: str
+) -> None:
+    row = bad(cluster)[0]
+
+    assert (row.level, row.check) == (Level.MISS, check)
+    assert found in row.found
+    assert fix in row.fix
+
+
+def test_a_quality_of_service_must_be_allowed_in_the_partition_too() -> None:
+    [row] = bad(ClusterConfig(partition="debug", qos="long", time_h=1, shard_time_h=1))
+
+    assert (row.check, row.level) == ("qos", Level.MISS)
+
+
+def test_without_accounting_no_account_is_missing() -> None:
+    assert bad(ClusterConfig(account="anything"), replace(SITE, associations=None)) == []
+
+
+def test_a_user_without_any_account_is_told_so() -> None:
+    [row] = bad(ClusterConfig(), replace(SITE, associations=[], default_account=""))
+
+    assert "you have none here" in row.found
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands of SLURM that print what a real one does."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in {
+        "sbatch": 'if [ "$1" = --version ]; then echo "slurm-wlm 22.05.8"; else\n'
+        'grep -q -- --partition=gpu && echo "sbatch: Job 7 to start at 2026-01-01T00:00:00 using 64 '
+        'processors on nodes g1 in partition gpu" >&2\nfi',
+        "scontrol": 'if [ "$1" = ping ]; then echo "Slurmctld(primary) at login is UP"; else\n'
+        'echo "PartitionName=gpu AllowAccounts=ALL AllowQos=ALL Default=YES MaxTime=2-00:00:00 State=UP"\nfi',
+        "sinfo": 'echo "gpu|2|64|500000|idle|gpu:8"',
+        "sacctmgr": 'echo "You are not running a supported accounting_storage plugin" >&2; exit 1',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def config(tmp_path: Path) -> Config:
+    cluster = ClusterConfig(kind=ClusterKind.slurm, partition="gpu")
+    return Config(cluster=cluster, paths=PathsConfig(runs=str(tmp_path / "runs")))
+
+
+def test_a_cluster_that_takes_every_kind_of_job_is_all_right(commands: Path, tmp_path: Path) -> None:
+    rows = list(slurm(config(tmp_path)))
+
+    assert {row.level for row in rows} == {Level.OK}, rows
+    assert [row.check for row in rows if row.check.startswith("job")] == [
+        "job shards",
+        "job train",
+        "job evaluate",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_slurm_says_against_a_job_is_told(commands: Path, tmp_path: Path) -> None:
+    refused = "allocation failure: Invalid qos specification"
+    (commands / "sbatch").write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "slurm 23.11.4" && exit 0\necho "{refused}" >&2; exit 1\n'
+    )
+
+    rows = [row for row in slurm(config(tmp_path)) if row.check.startswith("job")]
+
+    assert [(row.level, row.found) for row in rows] == [(Level.MISS, refused)] * 3
+
+
+def test_a_controller_that_is_down_is_missing(commands: Path, tmp_path: Path) -> None:
+    (commands / "scontrol").write_text(
+        '#!/bin/sh\nif [ "$1" = ping ]; then echo "Slurmctld(primary) at login is DOWN"; fi\n'
+    )
+
+    [row] = slurm(config(tmp_path))
+
+    assert row.level is Level.MISS
+    assert "login is DOWN" in row.found
+
+
+def test_without_sbatch_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    [row] = slurm(config(tmp_path))
+
+    assert (row.level, row.check) == (Level.MISS, "SLURM")
+
+
+def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(config: Config, folder: Path, name: str) -> str:
+        (folder / "submitit").mkdir()
+        (folder / "submitit" / "9_0_log.err").write_text("first\nNo module named 'univip'\n")
+        return "9"
+
+    monkeypatch.setattr(admission, "submit_probe", submit)
+    monkeypatch.setattr(admission, "_LATE_S", 0.0)
+    (commands / "squeue").write_text("#!/bin/sh\necho '9|FAILED|NonZeroExitCode'\n")
+    (commands / "squeue").chmod(0o755)
+
+    [row] = admission.deep(config(tmp_path), pytest.fail)
+
+    assert row.level is Level.MISS
+    assert "job 9 has ended (FAILED), and left no answer" in row.found
+    assert row.found.endswith("No module named 'univip'")
+    assert list((tmp_path / "runs").iterdir()) == []
