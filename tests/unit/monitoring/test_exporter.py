@@ -21,6 +21,15 @@ from monitoring.server import Server
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 RUN = "coco_univip-0a1b2c3d"
+GPUS = {
+    "busy_ratio": {"0": 0.97, "1": 0.5},
+    "memory_used_bytes": {"0": 6e10, "1": 7e10},
+    "memory_bytes": {"0": 8e10, "1": 8e10},
+    "temperature_celsius": {"0": 61, "1": 88},
+    "power_watts": {"0": 650.5, "1": 300.0},
+    "slowed": {"0": 0.0, "1": 1.0},
+    "memory_errors": {"0": 0, "1": 2},
+}
 
 
 def write_full_journal(run_dir: Path) -> None:
@@ -29,6 +38,8 @@ def write_full_journal(run_dir: Path) -> None:
     with Journal(run_dir, attempt=1, source="agent0") as agent:
         agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
         agent.record("restart", cause="crash", message="rank 1 ended")
+    with Journal(run_dir, attempt=1, source="agent1") as agent:
+        agent.record("gpu", node=1, host="node2", **GPUS)
     with Journal(run_dir, attempt=1, source="shard00000") as shard:
         shard.record("shard", shard=0, state="done")
         shard.record("proposals", shard=0, images_done=40, images=40, boxes=900, failed={"corrupt": 1})
@@ -152,6 +163,9 @@ def test_values_are_those_of_the_journal(runs_root: Path) -> None:
     assert value(found, "univip_fault_restarts_total", cause="hang") == 0.0
     assert value(found, "univip_data_substituted_samples_total", reason="missing") == 1.0
     assert value(found, "univip_eval_effective_rank", network="trained") == 55.0
+    assert value(found, "univip_gpu_busy_ratio", node="1", gpu="0") == 0.97
+    assert value(found, "univip_gpu_temperature_celsius", node="1", gpu="1") == 88.0
+    assert value(found, "univip_gpu_slowed", node="1", gpu="1") == 1.0
     assert value(found, "univip_monitoring_dropped_records_total") == 2.0
     assert value(found, "univip_monitoring_run_readable") == 1.0
 
