@@ -90,6 +90,9 @@ BOARDS = (
               "One row a run. " + _STATE_HELP, WIDTH, 10,
               units=(("progress", "percentunit"), ("time left", "s"), ("steps kept", "percentunit"),
                      ("last step ago", "s"))),
+        Panel("Jobs of SLURM", "timeseries", "short", (
+            ("sum by (run, state, reason) (univip_slurm_jobs)", "{{run}}: {{state}}, {{reason}}"),),
+              "What waits, why, and what runs. Empty without SLURM.", WIDTH, 6),
         Panel("State of every run", "state-timeline", "short", (
             ('max by (run) (univip_run_state{state="training"} * 1 '
              'or univip_run_state{state="proposals"} * 2 or univip_run_state{state="evaluating"} * 3 '

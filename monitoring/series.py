@@ -52,7 +52,7 @@ class RunSeries:
                 continue
             if metric.when is not None and record.get(metric.when[0]) not in metric.when[1:]:
                 continue
-            source = _text(record.get(metric.per)) if metric.per else ""
+            source = text_of(record.get(metric.per)) if metric.per else ""
             if metric.type == "info":
                 for label in metric.labels:
                     self._set_text(metric, ((), label), record["time"], record.get(label))
@@ -115,7 +115,7 @@ class RunSeries:
 
     def _set_text(self, metric: Metric, cell: Cell, time: float, value: Any) -> None:
         if value is not None:
-            self._set(metric, cell, time, _text(value))
+            self._set(metric, cell, time, text_of(value))
 
     def _set(self, metric: Metric, cell: Cell, time: float, value: float | str) -> None:
         cells = self._newest[metric.name]
@@ -141,7 +141,7 @@ class RunSeries:
             is_text = metric.type == "info" or metric.take == "state"
             match values:
                 case [int() | float() as time, str() as text] if is_text:
-                    self._set(metric, cell, time, _text(text))
+                    self._set(metric, cell, time, text_of(text))
                 case [int() | float() as time, int() | float() as value] if metric.take in ("last", "time"):
                     self._set(metric, cell, time, value)
         for metric, cell, values in _cells(record.get("counts")):
@@ -185,7 +185,7 @@ def _cells(field: Any) -> Iterator[tuple[Metric, Cell, list[Any]]]:
             match row:
                 case [list() as labels, str() as source, *values] if len(labels) == width:
                     if all(_is_small(value) for value in values):
-                        yield metric, (tuple(map(_text, labels)), _text(source)), values
+                        yield metric, (tuple(map(text_of, labels)), text_of(source)), values
 
 
 def _is_small(value: Any) -> bool:
@@ -206,8 +206,8 @@ def _labels(metric: Metric, record: Record, match: str) -> Labels:
     if not metric.labels:
         return ()
     if "*" not in metric.path:
-        return tuple(_text(record.get(name)) for name in metric.labels)
-    return (*(_text(record.get(name)) for name in list(metric.labels)[:-1]), _text(match))
+        return tuple(text_of(record.get(name)) for name in metric.labels)
+    return (*(text_of(record.get(name)) for name in list(metric.labels)[:-1]), text_of(match))
 
 
 def _numbers(value: Any, path: list[str]) -> Iterator[tuple[str, float]]:
@@ -225,7 +225,7 @@ def _numbers(value: Any, path: list[str]) -> Iterator[tuple[str, float]]:
                 yield from ((key.removeprefix(prefix), number) for _, number in _numbers(item, path[1:]))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A label value; lone surrogates, which JSON may hold, would make the whole exposition unreadable."""
     if isinstance(value, str) and value.isascii() and len(value) <= MAX_LABEL_CHARS:
         return value

@@ -30,7 +30,7 @@ def test_every_name_is_defined_once() -> None:
 @each_metric
 def test_a_name_says_its_subject_and_its_base_unit(metric: Metric) -> None:
     assert re.fullmatch(
-        r"univip_(run|attempt|train|data|checkpoint|fault|proposals|eval|gpu|monitoring)(_[a-z0-9]+)+",
+        r"univip_(run|attempt|train|data|checkpoint|fault|proposals|eval|gpu|slurm|monitoring)(_[a-z0-9]+)+",
         metric.name,
     )
     base = metric.name.removesuffix("_total")

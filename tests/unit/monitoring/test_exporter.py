@@ -103,7 +103,7 @@ def runs_root(tmp_path: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("served")
     write_full_journal(root / RUN)
-    with Server("127.0.0.1", 0, routes(Exporter(root))) as serving:
+    with Server("127.0.0.1", 0, routes(Exporter(root, lambda: [(RUN, "RUNNING", "None")]))) as serving:
         serving.start()
         yield serving
         serving.shutdown()
@@ -298,6 +298,32 @@ def test_a_run_that_vanishes_keeps_its_last_state_and_is_forgotten_after_a_time(
 
     monkeypatch.setattr("time.monotonic", lambda: start + FORGET_AFTER_S + 60)
     assert scrape(exporter) == {}
+
+
+def test_jobs_are_counted_by_state_and_reason_for_runs_that_have_not_begun_too(runs_root: Path) -> None:
+    write_full_journal(runs_root / RUN)
+    (runs_root / "waiting-00000000").mkdir()
+    jobs = [
+        ("waiting-00000000", "PENDING", "Priority"),
+        ("waiting-00000000", "PENDING", "Dependency"),
+        ("waiting-00000000", "PENDING", "Dependency"),
+        (RUN, "RUNNING", "None"),
+        ("of-another-folder-00000000", "RUNNING", "None"),
+    ]
+    exporter = Exporter(runs_root, lambda: jobs)
+
+    found = scrape(exporter)
+    waiting = {"run": "waiting-00000000", "state": "PENDING"}
+    assert value(found, "univip_slurm_jobs", **waiting, reason="Dependency") == 2.0
+    assert value(found, "univip_slurm_jobs", **waiting, reason="Priority") == 1.0
+    assert value(found, "univip_slurm_jobs", state="RUNNING", reason="None") == 1.0
+    assert value(found, "univip_monitoring_run_readable", run="waiting-00000000") == 1.0
+    assert "of-another-folder-00000000" not in {dict(labels)["run"] for _, labels in found}
+
+    jobs.clear()
+    found = scrape(exporter)
+    assert {dict(labels)["run"] for _, labels in found} == {RUN}
+    assert "univip_slurm_jobs" not in {name for name, _ in found}
 
 
 def test_hostile_names_and_values_stay_inside_their_label(runs_root: Path) -> None:

@@ -27,6 +27,7 @@ from monitoring.server import Server
 
 FOLDER = Path(monitoring.__path__[0]) / "prometheus"
 RUN = "coco_univip-0a1b2c3d"
+JOBS = [(RUN, "RUNNING", "None")]
 STEP_S = 0.1
 DEADLINE_S = 120.0
 
@@ -190,7 +191,7 @@ def watched(
 ) -> Iterator[tuple[Prometheus, Training]]:
     """A run that has been watched through faults and through deaths of the exporter."""
     root = tmp_path_factory.mktemp("watched")
-    server = Server("127.0.0.1", 0, routes(Exporter(root / "runs")))
+    server = Server("127.0.0.1", 0, routes(Exporter(root / "runs", lambda: JOBS)))
     server.start()
     with (
         Training(root / "runs" / RUN) as training,
@@ -203,7 +204,7 @@ def watched(
             time.sleep(2)
             server.shutdown()
             server.server_close()
-            server = Server("127.0.0.1", server.server_port, routes(Exporter(root / "runs")))
+            server = Server("127.0.0.1", server.server_port, routes(Exporter(root / "runs", lambda: JOBS)))
             server.start()
         wait_until("faults", lambda: training.faults >= 2)
         training.may_fail.clear()
