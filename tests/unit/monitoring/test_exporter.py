@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import re
 import shutil
 import subprocess
 import time
@@ -18,6 +20,7 @@ from monitoring.catalog import METRICS, PHASES, TERMS
 from monitoring.exporter import FORGET_AFTER_S, Exporter, routes
 from monitoring.journal import Journal
 from monitoring.server import Server
+from monitoring.web.history import History
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 RUN = "coco_univip-0a1b2c3d"
@@ -223,6 +226,76 @@ def test_a_torn_line_counts_once_it_is_whole(runs_root: Path) -> None:
 
     assert counts == [0.0, 1.0, 1.0]
     assert value(scrape(exporter), "univip_monitoring_damaged_lines_total") == 1.0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\x00\xff" * 2000 + b"\n",
+        bytes(range(256)) * 1000 + b"\n",
+        b"x" * 10_000_000 + b"\n",
+        (b"x" * 10_000_000 + b"\n") * 3,
+        b'{"kind": "totals", "v": 1, "time": 1e999}\n' + b"\xff" * 70_000 + b"\n",
+        random.Random(0).randbytes(100_000) + b"\n",
+    ],
+    ids=["garbage", "every byte", "10 MB line", "10 MB lines", "false totals", "random"],
+)
+def test_damage_of_any_size_is_counted_line_by_line_and_nothing_else_is_lost(
+    runs_root: Path, damage: bytes
+) -> None:
+    write_full_journal(runs_root / RUN)
+    living = Exporter(runs_root)
+    before = scrape(living)
+    path = runs_root / RUN / "journal" / "0001.00-rank0000.jsonl"
+
+    for found in (before, None):
+        with path.open("ab") as file:
+            file.write(damage if found else damage[:-1])  # the second time without an end
+        seen = scrape(living)
+        assert value(seen, "univip_monitoring_damaged_lines_total") >= damage.count(b"\n")
+        assert value(seen, "univip_monitoring_run_readable") == 1.0
+        changed = {name for (name, _), number in seen.items() if before[name, _] != number}
+        assert changed == {"univip_monitoring_damaged_lines_total"}
+        reborn = scrape(Exporter(runs_root))
+        assert value(reborn, "univip_monitoring_damaged_lines_total") >= damage.count(b"\n")
+    with Journal(runs_root / RUN, attempt=1, rank=0) as writer:  # ends the line that has no end
+        writer.record("skip", where="loss", reason="nonfinite")
+
+    for exporter in (living, Exporter(runs_root)):
+        seen = scrape(exporter)
+        skipped = value(before, "univip_fault_skipped_steps_total", reason="nonfinite")
+        assert value(seen, "univip_fault_skipped_steps_total", reason="nonfinite") == skipped + 1
+    damaged = value(scrape(living), "univip_monitoring_damaged_lines_total")
+    assert damaged == 2 * damage.count(b"\n")
+
+
+@pytest.mark.slow
+def test_exporter_and_page_go_on_with_a_journal_cut_at_any_of_its_last_bytes(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitoring.journal.TOTALS_BYTES", 1500)
+    (runs_root / RUN).mkdir()
+    with Journal(runs_root / RUN) as writer:
+        for step in range(60):
+            writer.record("step", data_step=step, loss=1.0, images=64 * step)
+            writer.record("skip", where="loss", reason="nonfinite")
+    content = writer.path.read_bytes()
+    assert b'"kind": "totals"' in content[-4096:]
+    living, history = Exporter(runs_root), History(runs_root / RUN)
+    most = re.findall(rb"\nunivip_\w+_total{.*", living.exposition())
+
+    for end in range(len(content) - 1, len(content) - 4097, -1):
+        writer.path.write_bytes(content[:end])
+        history.update()
+        skips = content[:end].count(b'"kind": "skip"') - (
+            b'"kind": "skip"' in content[:end].rpartition(b"\n")[2]
+        )
+        line = f'univip_fault_skipped_steps_total{{run="{RUN}",reason="nonfinite"}} {skips}\n'
+        assert line.encode() in Exporter(runs_root).exposition()
+        assert history.counts["skip"] == skips
+        served = living.exposition()  # has seen more, and takes nothing back
+        assert re.findall(rb"\nunivip_\w+_total{.*", served) == most
+        assert b"univip_monitoring_run_readable" in served
 
 
 def test_a_loss_that_is_not_a_number_is_served_as_nan(runs_root: Path) -> None:
