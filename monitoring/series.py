@@ -226,8 +226,11 @@ def _numbers(value: Any, path: list[str]) -> Iterator[tuple[str, float]]:
 
 
 def text_of(value: Any) -> str:
-    """A label value; lone surrogates, which JSON may hold, would make the whole exposition unreadable."""
-    if isinstance(value, str) and value.isascii() and len(value) <= MAX_LABEL_CHARS:
+    """A label value: of a path only the name, since metrics leave this machine.
+
+    Lone surrogates, which JSON may hold, would make the whole exposition unreadable.
+    """
+    if isinstance(value, str) and value.isascii() and len(value) <= MAX_LABEL_CHARS and "/" not in value:
         return value
     text = str(value) if isinstance(value, str | int | float) else "unknown"
-    return text[:MAX_LABEL_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return text.rpartition("/")[2][:MAX_LABEL_CHARS].encode("utf-8", "replace").decode("utf-8")

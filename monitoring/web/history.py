@@ -9,6 +9,7 @@ from is still there to be seen.
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from array import array
 from collections import Counter, deque
@@ -32,6 +33,7 @@ _PLAIN = (
 _GROUPS: dict[str, tuple[str, ...]] = {"terms": TERMS, "phases": PHASES, "statistics": ()}
 _MAX_NODES, _MAX_GPUS = 1_000, 64
 _GPU_FIELDS = tuple(name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}"))
+_MEMBER = re.compile(r"\w{1,60}", re.ASCII)
 _ROUNDS = 1_000  # more rounds than any attempt has
 
 # Kinds that are told one by one. Other ranks repeat what rank 0 says.
@@ -258,6 +260,8 @@ class History:
         """Curves that records bring with them, the first few."""
         for name in names:
             key = f"{group}.{name}"
+            if not _MEMBER.fullmatch(name):
+                continue
             if name not in self._members[group] and len(self._members[group]) < MAX_MEMBERS:
                 self._members[group].add(name)
                 self._columns[key] = array("d", [math.nan]) * row
