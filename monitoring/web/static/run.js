@@ -66,6 +66,7 @@ export function runPage(main, name) {
       drawHappenedFor(run);
       draw.results({ results: run.results, evaluations: run.evaluations });
       draw.attempts({ attempts: run.attempts, state: run.state });
+      draw.gpus(run.gpus);
       draw.samples(run.samples);
       await Promise.all([curves.refresh(run), log.refresh(), config.refresh()]);
     },
@@ -216,16 +217,15 @@ function drawAttempts({ attempts, state }) {
 
 function drawGpus(nodes) {
   const rows = nodes.flatMap((node) => node.gpus.map((gpu) => [
-    `${node.host} (${node.node})`,
-    gpu.gpu,
+    moment(node.time),
+    `${node.host} (${node.node}): GPU ${gpu.gpu}`,
     isNumber(gpu.busy_ratio) ? percent(gpu.busy_ratio, 0) : "–",
     isNumber(gpu.memory_used_bytes) ? `${bytes(gpu.memory_used_bytes)} of ${bytes(gpu.memory_bytes)}` : "–",
     isNumber(gpu.temperature_celsius) ? `${integer(gpu.temperature_celsius)} °C` : "–",
     isNumber(gpu.power_watts) ? `${integer(gpu.power_watts)} W` : "–",
     [gpu.slowed ? "slowed by heat or want of power" : "", gpu.memory_errors ? `${integer(gpu.memory_errors)} memory errors` : ""].filter(Boolean).join(", ") || "–",
-    moment(node.time),
   ]));
-  return rows.length ? section("GPUs", table(["node", `GPU${GAP}`, `busy${GAP}`, `memory${GAP}`, `temperature${GAP}`, `power${GAP}`, "what is wrong", "read at"], rows, "Newest reading of each GPU", "cards")) : null;
+  return rows.length ? section("GPUs", table(["read at", "node and GPU", `busy${GAP}`, `memory${GAP}`, `temperature${GAP}`, `power${GAP}`, "what is wrong"], rows, "Newest reading of each GPU", "cards")) : null;
 }
 
 function drawSamples(samples) {
