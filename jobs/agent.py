@@ -27,6 +27,7 @@ from jobs import slurm
 from jobs.attempts import STOP_FILE, Attempt, own_view, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
+from monitoring import gpu
 from monitoring.catalog import RESTART_CAUSES
 from monitoring.journal import Journal
 from univip.checkpoint import layout
@@ -49,7 +50,10 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     _prepare(attempt.directory(run_dir))
     from jobs.nodes import First
 
-    with Journal(run_dir, attempt=attempt.number, source="agent0") as journal:
+    with (
+        Journal(run_dir, attempt=attempt.number, source="agent0") as journal,
+        gpu.recorded(journal, 0, attempt.host),
+    ):
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
         _tell_of_the_last(run_dir, attempt, journal)
         nodes = First(slurm.Execution.here(), attempt.number, in_order=ENDED)
@@ -78,7 +82,11 @@ def follow(config: Config, run_dir: Path) -> Outcome:
         mine = own_view(nodes.attempt, "train", here)
         try:
             _stop_on_signals(mine.directory(run_dir))
-            return _follow_rounds(config, run_dir, mine, nodes)
+            with (
+                Journal(run_dir, attempt=mine.number, source=f"agent{here.node}") as journal,
+                gpu.recorded(journal, here.node, mine.host),
+            ):
+                return _follow_rounds(config, run_dir, mine, nodes)
         except (DistError, RuntimeError):
             traceback.print_exc()
         finally:

@@ -70,12 +70,13 @@ def serve(runs: Path, host: str, port: int, token_file: Path | None, *, ready: C
 
 def routes_of(runs: Path) -> Routes:
     """Metrics and page of all runs, for the table of a server."""
+    from launcher.job_rows import JobRows
     from launcher.summary import summarise
     from monitoring.exporter import Exporter, routes
     from monitoring.web.api import Page
 
     page = Page(runs, lambda run_dir: summarise(run_dir).to_json(), _changed)
-    return {**routes(Exporter(runs)), **page.routes()}
+    return {**routes(Exporter(runs, JobRows(runs))), **page.routes()}
 
 
 def up(runs: Path, host: str, port: int, token_file: Path | None) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from monitoring.catalog import IMAGE_REASONS, PHASES, TERMS
+from monitoring.catalog import IMAGE_REASONS, KIND, PHASES, TERMS
 from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal, read
 from monitoring.lines import FOLDER, VERSION, encode
@@ -29,6 +29,7 @@ from monitoring.server import Server
 DATA_STEPS = 185_000
 EVERY_STEPS = 10  # the default of monitoring.every_steps
 CHECKPOINT_EVERY = 1000  # data steps
+GPU_READINGS = 300  # of a node of eight; more change nothing, since only the end of a file is read
 SCRAPES = 5
 _MIB = 1 << 20
 
@@ -162,6 +163,10 @@ def _write_run(run_dir: Path, data_steps: int) -> tuple[float, float]:
     with Journal(run_dir, attempt=2, source="agent0") as agent:
         agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
         agent.record("restart", cause="killed", message="rank 3 ended")
+        readings = [name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}")]
+        for _ in range(GPU_READINGS):
+            numbers = {name: {str(gpu): 12345678.9 for gpu in range(8)} for name in readings}
+            agent.record("gpu", node=0, host="node1", **numbers)
     for rank in range(8):
         with Journal(run_dir, attempt=2, rank=rank) as other:
             other.record("round", world_size=8)

@@ -90,6 +90,9 @@ BOARDS = (
               "One row a run. " + _STATE_HELP, WIDTH, 10,
               units=(("progress", "percentunit"), ("time left", "s"), ("steps kept", "percentunit"),
                      ("last step ago", "s"))),
+        Panel("Jobs of SLURM", "timeseries", "short", (
+            ("sum by (run, state, reason) (univip_slurm_jobs)", "{{run}}: {{state}}, {{reason}}"),),
+              "What waits, why, and what runs. Empty without SLURM.", WIDTH, 6),
         Panel("State of every run", "state-timeline", "short", (
             ('max by (run) (univip_run_state{state="training"} * 1 '
              'or univip_run_state{state="proposals"} * 2 or univip_run_state{state="evaluating"} * 3 '
@@ -230,6 +233,23 @@ BOARDS = (
         Panel("Boxes per image", "stat", "short", (
             (f"univip_proposals_boxes_total{RUNS} / univip_proposals_images_total{RUNS}", "{{run}}"),),
               "Raw boxes, before any filter."),
+        Panel("GPUs: busy", "timeseries", "percentunit", (
+            (f"avg by (run, node) (univip_gpu_busy_ratio{RUNS})", "{{run}}: node {{node}}"),),
+              "Mean over the GPUs of a node. Where it is low, see the share of the step waiting for data."),
+        Panel("GPUs: memory taken", "timeseries", "percentunit", (
+            (f"univip_gpu_memory_used_bytes{RUNS} / univip_gpu_memory_bytes{RUNS}",
+             "{{run}}: node {{node}}, GPU {{gpu}}"),),
+              "Where there is room, train.max_images_per_rank can grow."),
+        Panel("GPUs: temperature", "timeseries", "celsius", (
+            (f"univip_gpu_temperature_celsius{RUNS}", "{{run}}: node {{node}}, GPU {{gpu}}"),),
+              "One far above the others has a fan or a slot to look at."),
+        Panel("GPUs: power", "timeseries", "watt", (
+            (f"sum by (run, node) (univip_gpu_power_watts{RUNS})", "{{run}}: node {{node}}"),),
+              "Of all GPUs of a node."),
+        Panel("GPUs: held back, memory errors", "timeseries", "short", (
+            (f"sum by (run, node) (univip_gpu_slowed{RUNS})", "{{run}}: node {{node}}, held back"),
+            (f"sum by (run, node) (univip_gpu_memory_errors{RUNS})", "{{run}}: node {{node}}, errors")),
+              "GPUs whose clock is held back by heat or want of power; uncorrected memory errors."),
         Panel("Journal: records lost, lines damaged", "timeseries", "short", (
             (f"univip_monitoring_dropped_records_total{RUNS}", "{{run}}: lost"),
             (f"univip_monitoring_damaged_lines_total{RUNS}", "{{run}}: damaged")),

@@ -21,6 +21,7 @@ SEARCH_REASONS = (*IMAGE_REASONS, "crashed", "timed_out")
 FAULT_PLACES = ("state", "loss", "gradient")
 SPIKE_PLACES = ("loss", "gradient")
 ROLLBACK_REASONS = ("nonfinite", "repeated_skips", "spike", "replicas_differ")
+_GPU: dict[str, tuple[str, ...]] = {"node": (), "gpu": ()}  # numbers within the job and within the node
 TOTALS = "totals"  # the kind that readers of records never see: it repeats what others said
 # fmt: off
 RESTART_CAUSES = (
@@ -162,6 +163,18 @@ KINDS = (
         "shard": "Number of the shard.",
         "state": "One of SHARD_STATES.",
     }),
+    Kind("gpu", "What the GPUs of a node did at this moment; every half minute, by the agent of the node.", {
+        "node": "Number of the node in its job.",
+        "host": "Its name.",
+        "busy_ratio{}": "Share of the last moments in which it computed; keys, here and below, are numbers "
+                        "of the GPUs that the job may use, from 0.",
+        "memory_used_bytes{}": "Taken by all processes.",
+        "memory_bytes{}": "Taken or free.",
+        "temperature_celsius{}": "Of the chip.",
+        "power_watts{}": "Drawn.",
+        "slowed{}": "1 if its clock is held back by heat or want of power, else 0.",
+        "memory_errors{}": "Uncorrected ones since the driver was loaded.",
+    }),
     Kind("evaluate", "An evaluation ended.", {
         "protocol": "Such as knn.",
         "trained{}": "top1, mean_average_precision, feature_std, effective_rank.",
@@ -185,6 +198,7 @@ KINDS = (
     }),
 )
 # fmt: on
+KIND = {kind.name: kind for kind in KINDS}
 
 
 @dataclass(frozen=True)
@@ -352,6 +366,25 @@ METRICS = (
            "Data step of the evaluated checkpoint.", {"protocol": ("knn",)}),
     Metric("univip_eval_last_success_timestamp_seconds", "seconds", ("evaluate",), "time", "",
            "Unix time of the last evaluation.", {"protocol": ("knn",)}),
+    Metric("univip_gpu_busy_ratio", "ratio", ("gpu",), "last", "busy_ratio.*",
+           "Share of the last moments in which the GPU computed.", _GPU),
+    Metric("univip_gpu_memory_used_bytes", "bytes", ("gpu",), "last", "memory_used_bytes.*",
+           "Memory of the GPU that is taken.", _GPU),
+    Metric("univip_gpu_memory_bytes", "bytes", ("gpu",), "last", "memory_bytes.*",
+           "Memory of the GPU.", _GPU),
+    Metric("univip_gpu_temperature_celsius", "celsius", ("gpu",), "last", "temperature_celsius.*",
+           "Temperature of the GPU.", _GPU),
+    Metric("univip_gpu_power_watts", "watts", ("gpu",), "last", "power_watts.*",
+           "Power the GPU draws.", _GPU),
+    Metric("univip_gpu_slowed", "bool", ("gpu",), "last", "slowed.*",
+           "1 if the clock of the GPU is held back by heat or want of power.", _GPU),
+    Metric("univip_gpu_memory_errors", "errors", ("gpu",), "last", "memory_errors.*",
+           "Uncorrected memory errors of the GPU since its driver was loaded.", _GPU),
+    Metric("univip_gpu_last_reading_timestamp_seconds", "seconds", ("gpu",), "time", "",
+           "Unix time of the newest reading of the GPUs of a node.", {"node": ()}),
+    Metric("univip_slurm_jobs", "jobs", (), "exporter", "",
+           "Jobs of SLURM for the run that wait or run, in SLURM's own words; an array is one job.",
+           {"state": (), "reason": ()}),
     Metric("univip_monitoring_dropped_records_total", "records", ("dropped",), "sum", "records",
            "Journal records that could not be kept; training never waits for its journal.", every_rank=True),
     Metric("univip_monitoring_damaged_lines_total", "lines", (), "exporter", "",

@@ -14,12 +14,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from monitoring.catalog import METRICS, Metric
 from monitoring.lines import FOLDER
 from monitoring.reader import RunReader
+from monitoring.series import text_of
 from monitoring.server import Handler, Request, Response
 
 FORGET_AFTER_S = 600.0  # a file system that is away for a moment must not end the series of its runs
@@ -27,6 +29,10 @@ PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 _logger = logging.getLogger(__name__)
+
+
+# Values of the metrics that the exporter computes, by name and labels.
+_Own = dict[str, dict[tuple[str, ...], int]]
 
 
 class _Run:
@@ -39,25 +45,30 @@ class _Run:
         self.reader = RunReader(run_dir)
         self.lines: dict[str, str] = {}  # by name of the metric
         self._label = f'run="{name.translate(_ESCAPES)}"'
-        self._told = (-1.0, -1.0)
+        self._told: _Own = {}
 
-    def update(self, *, is_there: bool) -> None:
+    def update(self, jobs: Counter[tuple[str, ...]], *, is_there: bool) -> None:
         """Read what was appended, and write anew what it changes."""
         has_changed = is_there and self.reader.update()
-        own = (float(self.reader.damaged), float(is_there and self.reader.is_readable))
-        if has_changed or own != self._told or not self.lines:
+        own: _Own = {
+            "univip_slurm_jobs": dict(jobs),
+            "univip_monitoring_damaged_lines_total": {(): self.reader.damaged},
+            "univip_monitoring_run_readable": {(): int(is_there and self.reader.is_readable)},
+        }
+        if has_changed or own != self._told:
             self.lines = {metric.name: self._lines(metric, own) for metric in METRICS}
             self._told = own
 
-    def _lines(self, metric: Metric, own: tuple[float, float]) -> str:
+    def _lines(self, metric: Metric, own: _Own) -> str:
         if metric.type == "info":
             texts = self.reader.series.info(metric)
             return self._line(metric.name, texts.items(), 1.0) if texts else ""
-        if metric.take == "exporter":
-            return self._line(metric.name, (), own[metric.name == "univip_monitoring_run_readable"])
+        samples = (
+            own[metric.name].items() if metric.take == "exporter" else self.reader.series.samples(metric)
+        )
         return "".join(
-            self._line(metric.name, zip(metric.labels, labels, strict=True), value)
-            for labels, value in self.reader.series.samples(metric)
+            self._line(metric.name, zip(metric.labels, labels, strict=True), float(value))
+            for labels, value in samples
         )
 
     def _line(self, name: str, labels: Iterable[tuple[str, str]], value: float) -> str:
@@ -68,8 +79,16 @@ class _Run:
 class Exporter:
     """The metrics of all runs under `runs_root`, which may not exist yet."""
 
-    def __init__(self, runs_root: Path) -> None:
+    def __init__(self, runs_root: Path, jobs: Callable[[], Iterable[tuple[str, str, str]]] = tuple) -> None:
+        """Read nothing yet.
+
+        Args:
+            runs_root: The folder of the run directories.
+            jobs: Run, state and reason of each job of a scheduler that waits or runs; asked at each scrape,
+                so it must answer at once. Given by the launcher, who alone knows schedulers.
+        """
         self.runs_root = Path(runs_root)
+        self._jobs = jobs
         self._runs: dict[Path, _Run] = {}
         self._lock = threading.Lock()  # two scrapes must not read the same lines
 
@@ -98,8 +117,12 @@ class Exporter:
     def _update(self) -> None:
         """Runs that appeared are added, runs that have been gone for long are forgotten."""
         now = time.monotonic()
+        jobs: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+        for name, state, reason in self._jobs():
+            jobs[name][text_of(state), text_of(reason)] += 1
         try:
-            found = {path for path in self.runs_root.iterdir() if _has_journal(path)}
+            # A run that waits for its first start has no journal yet.
+            found = {path for path in self.runs_root.iterdir() if path.name in jobs or _has_journal(path)}
         except OSError as error:
             _logger.warning("cannot list runs: %s", error)
             found = set()
@@ -107,10 +130,15 @@ class Exporter:
             self._runs[path] = _Run(path)
         for path in found:
             self._runs[path].last_seen = now
-        kept = {path: run for path, run in self._runs.items() if now - run.last_seen <= FORGET_AFTER_S}
+        kept = {
+            path: run
+            for path, run in self._runs.items()
+            # Of a run that only had jobs, there is nothing to keep.
+            if now - run.last_seen <= (FORGET_AFTER_S if run.reader.bytes_read else 0)
+        }
         self._runs = dict(sorted(kept.items()))
         for path, run in self._runs.items():
-            run.update(is_there=path in found)
+            run.update(jobs[path.name], is_there=path in found)
 
 
 def routes(exporter: Exporter) -> dict[str, Handler]:

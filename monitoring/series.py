@@ -24,11 +24,13 @@ MAX_CELLS = 10_000  # of one metric; a journal with more is no journal of ours
 MAX_COUNT = 1e18  # what is larger was not counted
 _MILLION = 1_000_000
 
-# By kind, with the path taken apart: a first scrape may read a hundred thousand records.
-_SOURCES: dict[str, list[tuple[Metric, list[str]]]] = defaultdict(list)
+# By kind, with the path taken apart and the labels that are fields: a first scrape may read a hundred
+# thousand records.
+_SOURCES: dict[str, list[tuple[Metric, list[str], list[str]]]] = defaultdict(list)
 for _metric in METRICS:
+    _fields = list(_metric.labels)[:-1] if "*" in _metric.path else list(_metric.labels)
     for _kind in _metric.kinds:
-        _SOURCES[_kind].append((_metric, _metric.path.split(".") if _metric.path else []))
+        _SOURCES[_kind].append((_metric, _metric.path.split(".") if _metric.path else [], _fields))
 
 
 _METRIC = {metric.name: metric for metric in METRICS}
@@ -47,24 +49,25 @@ class RunSeries:
         """Take one record into account, once, in the order of writing."""
         if record["kind"] == TOTALS:
             self._take(record)
-        for metric, path in _SOURCES.get(record["kind"], ()):
+        for metric, path, fields in _SOURCES.get(record["kind"], ()):
             if not metric.every_rank and record.get("rank") not in (0, None):
                 continue
             if metric.when is not None and record.get(metric.when[0]) not in metric.when[1:]:
                 continue
-            source = _text(record.get(metric.per)) if metric.per else ""
+            source = text_of(record.get(metric.per)) if metric.per else ""
             if metric.type == "info":
                 for label in metric.labels:
                     self._set_text(metric, ((), label), record["time"], record.get(label))
             elif metric.take == "state":
                 self._set_text(metric, ((), source), record["time"], record.get(path[0]))
             elif metric.take == "time":
-                self._set(metric, (_labels(metric, record, ""), source), record["time"], record["time"])
+                self._set(metric, (_labels(record, fields), source), record["time"], record["time"])
             elif metric.take == "count":
-                self._count(metric, (_labels(metric, record, ""), source), 1.0)
+                self._count(metric, (_labels(record, fields), source), 1.0)
             else:
+                labels, is_starred = _labels(record, fields), len(fields) < len(metric.labels)
                 for match, value in _numbers(record, path):
-                    cell = (_labels(metric, record, match), source)
+                    cell = ((*labels, text_of(match)) if is_starred else labels, source)
                     if metric.take == "last":
                         self._set(metric, cell, record["time"], value)
                     else:
@@ -115,7 +118,7 @@ class RunSeries:
 
     def _set_text(self, metric: Metric, cell: Cell, time: float, value: Any) -> None:
         if value is not None:
-            self._set(metric, cell, time, _text(value))
+            self._set(metric, cell, time, text_of(value))
 
     def _set(self, metric: Metric, cell: Cell, time: float, value: float | str) -> None:
         cells = self._newest[metric.name]
@@ -141,7 +144,7 @@ class RunSeries:
             is_text = metric.type == "info" or metric.take == "state"
             match values:
                 case [int() | float() as time, str() as text] if is_text:
-                    self._set(metric, cell, time, _text(text))
+                    self._set(metric, cell, time, text_of(text))
                 case [int() | float() as time, int() | float() as value] if metric.take in ("last", "time"):
                     self._set(metric, cell, time, value)
         for metric, cell, values in _cells(record.get("counts")):
@@ -185,7 +188,7 @@ def _cells(field: Any) -> Iterator[tuple[Metric, Cell, list[Any]]]:
             match row:
                 case [list() as labels, str() as source, *values] if len(labels) == width:
                     if all(_is_small(value) for value in values):
-                        yield metric, (tuple(map(_text, labels)), _text(source)), values
+                        yield metric, (tuple(map(text_of, labels)), text_of(source)), values
 
 
 def _is_small(value: Any) -> bool:
@@ -202,18 +205,14 @@ def _known_labels(metric: Metric) -> Iterator[Labels]:
         yield from ((value,) for value in known)
 
 
-def _labels(metric: Metric, record: Record, match: str) -> Labels:
-    if not metric.labels:
-        return ()
-    if "*" not in metric.path:
-        return tuple(_text(record.get(name)) for name in metric.labels)
-    return (*(_text(record.get(name)) for name in list(metric.labels)[:-1]), _text(match))
+def _labels(record: Record, fields: list[str]) -> Labels:
+    return tuple([text_of(record.get(name)) for name in fields])
 
 
 def _numbers(value: Any, path: list[str]) -> Iterator[tuple[str, float]]:
     """The numbers a path leads to, each with what its `*` stands for."""
     if not path:
-        if isinstance(value, float) or (type(value) is int and abs(value) <= MAX_COUNT):
+        if _is_number(value):
             yield "", float(value)
     elif isinstance(value, dict):
         prefix, star, _ = path[0].partition("*")
@@ -221,13 +220,25 @@ def _numbers(value: Any, path: list[str]) -> Iterator[tuple[str, float]]:
             yield from _numbers(value.get(prefix), path[1:])
             return
         for key, item in value.items():
-            if key.startswith(prefix):
-                yield from ((key.removeprefix(prefix), number) for _, number in _numbers(item, path[1:]))
+            if not key.startswith(prefix):
+                continue
+            if len(path) == 1:
+                if _is_number(item):
+                    yield key[len(prefix) :], float(item)
+            else:
+                yield from ((key[len(prefix) :], number) for _, number in _numbers(item, path[1:]))
 
 
-def _text(value: Any) -> str:
-    """A label value; lone surrogates, which JSON may hold, would make the whole exposition unreadable."""
-    if isinstance(value, str) and value.isascii() and len(value) <= MAX_LABEL_CHARS:
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) <= MAX_COUNT)
+
+
+def text_of(value: Any) -> str:
+    """A label value: of a path only the name, since metrics leave this machine.
+
+    Lone surrogates, which JSON may hold, would make the whole exposition unreadable.
+    """
+    if isinstance(value, str) and value.isascii() and len(value) <= MAX_LABEL_CHARS and "/" not in value:
         return value
     text = str(value) if isinstance(value, str | int | float) else "unknown"
-    return text[:MAX_LABEL_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return text.rpartition("/")[2][:MAX_LABEL_CHARS].encode("utf-8", "replace").decode("utf-8")

@@ -20,6 +20,7 @@ import click
 )
 def command(port: int, host: str, token_file: Path | None) -> None:
     """Serve /metrics for Prometheus, until Ctrl-C."""
+    from launcher.job_rows import JobRows
     from launcher.runs import runs_root
     from monitoring.exporter import Exporter, routes
     from monitoring.server import Server, is_loopback
@@ -32,15 +33,16 @@ def command(port: int, host: str, token_file: Path | None) -> None:
             fix=f"univip monitor --host {host} --token-file ~/.config/univip/token",
         )
     token = read_token(token_file) if token_file else ""
+    runs = runs_root()
     try:
-        server = Server(host, port, routes(Exporter(runs_root())), token)
+        server = Server(host, port, routes(Exporter(runs, JobRows(runs))), token)
     except OSError as error:
         raise UnivipError(
             f"the address must be free to serve at, but is not: {error.strerror or error}.",
             where=f"{host}:{port}",
             fix=f"univip monitor --port {port + 1 if port < 65535 else 9300}",
         ) from error
-    click.echo(f"metrics of {runs_root()} at http://{host}:{server.server_port}/metrics", err=True)
+    click.echo(f"metrics of {runs} at http://{host}:{server.server_port}/metrics", err=True)
     with server:
         server.serve_forever()
 

@@ -253,6 +253,7 @@ class Page:
             ],
             "results": facts.results(run_dir),
             "shards": sorted(history.shards.values(), key=lambda shard: int(shard["shard"]))[:_SHARDS],
+            "gpus": [history.gpus[node] for node in sorted(history.gpus)],
             "samples": history.samples,
             "damaged_lines": history.damaged,
             "unreadable": history.unreadable,

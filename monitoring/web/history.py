@@ -9,6 +9,7 @@ from is still there to be seen.
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from array import array
 from collections import Counter, deque
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.catalog import PHASES, TERMS
+from monitoring.catalog import KIND, PHASES, TERMS
 from monitoring.lines import FOLDER, JournalFile, Record, files
 from monitoring.web.buckets import Bools, Column, Floats, Rows
 
@@ -30,6 +31,9 @@ _PLAIN = (
     *("gradient_norm_max", "images", "steps", "seconds", "checkpoint_time", "target"),
 )
 _GROUPS: dict[str, tuple[str, ...]] = {"terms": TERMS, "phases": PHASES, "statistics": ()}
+_MAX_NODES, _MAX_GPUS = 1_000, 64
+_GPU_FIELDS = tuple(name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}"))
+_MEMBER = re.compile(r"\w{1,60}", re.ASCII)
 _ROUNDS = 1_000  # more rounds than any attempt has
 
 # Kinds that are told one by one. Other ranks repeat what rank 0 says.
@@ -47,6 +51,7 @@ class History:
         evaluations: Records of evaluations, by time.
         run: Newest value of each field of the `run` records.
         shards: Newest facts of each shard of boxes.
+        gpus: Newest reading of the GPUs of each node.
         unreadable: Names of what could not be read at the last update.
         id: Another one once everything had to be read again.
     """
@@ -66,6 +71,7 @@ class History:
         self.evaluations: list[Record] = []
         self.run: Record = {}
         self.shards: dict[int, dict[str, Any]] = {}
+        self.gpus: dict[int, dict[str, Any]] = {}
         self._samples: dict[str, Any] = {}
         self._columns: dict[str, array[float]] = {name: array("d") for name in (*_ENVELOPE, *_PLAIN)}
         self._sources = {name: ("", name) for name in self._columns}  # group and name in a record
@@ -224,6 +230,8 @@ class History:
                 self.run.update({name: value for name, value in record.items() if value is not None})
         elif kind in ("shard", "proposals"):
             self._add_shard(record)
+        elif kind == "gpu":
+            self._add_gpus(record)
         self.counts[kind] += 1
 
     def _add_step(self, record: Record) -> None:
@@ -252,6 +260,8 @@ class History:
         """Curves that records bring with them, the first few."""
         for name in names:
             key = f"{group}.{name}"
+            if not _MEMBER.fullmatch(name):
+                continue
             if name not in self._members[group] and len(self._members[group]) < MAX_MEMBERS:
                 self._members[group].add(name)
                 self._columns[key] = array("d", [math.nan]) * row
@@ -280,6 +290,22 @@ class History:
             if isinstance(failed := record.get("failed"), dict):
                 shard["failed"] = sum(finite(count) or 0 for count in failed.values())
         shard["time"] = record["time"]
+
+    def _add_gpus(self, record: Record) -> None:
+        node = record.get("node")
+        if type(node) is not int or (node not in self.gpus and len(self.gpus) >= _MAX_NODES):
+            return
+        known = self.gpus.get(node)
+        if known is None or record["time"] >= known["time"]:
+            values = {name: record[name] for name in _GPU_FIELDS if isinstance(record.get(name), dict)}
+            names = sorted({str(gpu) for numbers in values.values() for gpu in numbers})[:_MAX_GPUS]
+            rows = [
+                {"gpu": gpu, **{name: finite(numbers.get(gpu)) for name, numbers in values.items()}}
+                for gpu in names
+            ]
+            self.gpus[node] = {
+                "node": node, "host": str(record.get("host")), "time": record["time"], "gpus": rows
+            }  # fmt: skip
 
 
 def number(value: Any) -> float | None:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 LIVE = "coco_univip-11111111"
 HOSTILE = "<img src=x onerror=alert(1)>-22222222"
+SCRIPT = "<script>alert(2)</script><img src=x onerror=alert(3)>"
 PROPOSALS = "proposals-33333333"
 ENTER, BACKSPACE, LEFT, RIGHT = "\ue007", "\ue003", "\ue012", "\ue014"
 
@@ -48,11 +49,13 @@ return words.map((pair) => [pair, contrast(pair.split(" "))]).filter(([, found])
 class Live:
     """A run that trains while the page is open."""
 
-    def __init__(self, runs: Path, name: str, experiment: str = "coco_univip") -> None:
+    def __init__(
+        self, runs: Path, name: str, experiment: str = "coco_univip", root: str = "/secret/place"
+    ) -> None:
         self.run_dir = runs / name
         (self.run_dir / "attempts" / "0001" / "round-00").mkdir(parents=True)
         store(
-            Config(data=DataConfig(root="/secret/place")),
+            Config(data=DataConfig(root=root)),
             RunHeader(name, RunKind.train, "f", 9),
             self.run_dir,
         )
@@ -131,8 +134,12 @@ def live(runs: Path) -> Iterator[Live]:
 @pytest.fixture
 def url(runs: Path, live: Live) -> Iterator[str]:
     """Three runs, served as `univip dash` serves them."""
-    hostile = Live(runs, HOSTILE, "<b>bold</b>")
+    hostile = Live(runs, HOSTILE, "<b>bold</b>", root=SCRIPT)
+    (hostile.run_dir / "overrides.txt").write_text(f"data.root={SCRIPT}\n")
     hostile.steps(1, 20)
+    hostile.journal.record("gpu", node=0, host=SCRIPT, busy_ratio={SCRIPT: 0.5}, slowed={SCRIPT: 1.0})
+    hostile.journal.record("restart", cause=SCRIPT, message=SCRIPT)
+    hostile.journal.record("checkpoint", outcome="failure", what=SCRIPT)
     hostile.journal.close()
     boxes = runs / PROPOSALS
     boxes.mkdir()
@@ -195,6 +202,24 @@ def test_a_run_shows_its_curves_output_and_configuration(browser: Any, url: str)
     assert "hunter2" not in browser.run("return document.documentElement.outerHTML")
     words = browser.run("return document.querySelector('.plot').getAttribute('aria-label')")
     assert words.startswith("Loss. Loss: now 3.09")
+    assert browser.complaints() == []
+
+
+def test_the_newest_reading_of_each_gpu_is_shown(browser: Any, url: str, live: Live) -> None:
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelector('.chart canvas')")
+
+    numbers = {"busy_ratio": 0.97, "memory_used_bytes": 60e9, "memory_bytes": 80e9, "temperature_celsius": 71}
+    for busy in (0.5, 0.97):
+        numbers |= {"busy_ratio": busy, "power_watts": 650.5, "slowed": 1.0, "memory_errors": 0}
+        gpus = {name: {"0": number, "1": number} for name, number in numbers.items()}
+        live.journal.record("gpu", node=0, host="node7", **gpus)
+    live.flush()
+
+    browser.wait("document.querySelectorAll('.h-gpus tbody tr').length === 2")
+    row = browser.run("return document.querySelector('.h-gpus tbody tr').innerText")
+    for told in ("node7 (0)", "97 %", "71 °C", "651 W", "slowed by heat"):
+        assert told in row
     assert browser.complaints() == []
 
 
@@ -294,6 +319,9 @@ def test_no_name_output_or_value_becomes_markup(browser: Any, url: str) -> None:
     browser.run(f"{links}.find(link => link.textContent.startsWith('<img')).click()")
     browser.wait("document.querySelector('.log')?.textContent.includes('<script>alert(1)</script>')")
 
+    browser.wait("document.querySelector('.h-configuration input[type=checkbox]')")
+    for part in (".h-configuration", ".h-what-happened", ".h-gpus"):
+        browser.wait("document.querySelector(arguments[0])?.innerText.includes(arguments[1])", part, SCRIPT)
     assert browser.run("return document.querySelector('h1').textContent") == HOSTILE
     assert browser.run("return document.querySelectorAll('main img, main script, main b b').length") == 0
     assert browser.run("return document.title") == f"univip: {HOSTILE}"
@@ -301,6 +329,7 @@ def test_no_name_output_or_value_becomes_markup(browser: Any, url: str) -> None:
         f"{url}api/runs/{HOSTILE.replace('<', '%3C').replace('>', '%3E').replace(' ', '%20')}/report"
     )
     assert browser.run("return document.querySelector('h1').textContent") == HOSTILE
+    assert SCRIPT in browser.run("return document.body.textContent")
     assert browser.run("return document.querySelectorAll('img, script').length") == 0
     assert browser.complaints() == []
 

@@ -37,11 +37,11 @@ const view = { x: "step" };
 export function runPage(main, name) {
   document.title = `univip: ${name}`;
   const part = () => el("div", { hidden: true });
-  const parts = { head: part(), why: part(), tiles: part(), shards: part(), happened: part(), results: part(), attempts: part(), samples: part() };
+  const parts = { head: part(), why: part(), tiles: part(), shards: part(), happened: part(), results: part(), attempts: part(), gpus: part(), samples: part() };
   const curves = curvesPart(name);
   const log = logPart(name);
   const config = configPart(name);
-  main.replaceChildren(parts.head, parts.why, parts.tiles, parts.shards, parts.happened, curves.node, parts.results, parts.attempts, parts.samples, log.node, config.node);
+  main.replaceChildren(parts.head, parts.why, parts.tiles, parts.shards, parts.happened, curves.node, parts.results, parts.attempts, parts.gpus, parts.samples, log.node, config.node);
   const draw = {
     head: memo(parts.head, drawHead),
     why: memo(parts.why, drawWhy),
@@ -50,6 +50,7 @@ export function runPage(main, name) {
     happened: memo(parts.happened, drawHappened),
     results: memo(parts.results, drawResults),
     attempts: memo(parts.attempts, drawAttempts),
+    gpus: memo(parts.gpus, drawGpus),
     samples: memo(parts.samples, drawSamples),
   };
   let run = null;
@@ -65,6 +66,7 @@ export function runPage(main, name) {
       drawHappenedFor(run);
       draw.results({ results: run.results, evaluations: run.evaluations });
       draw.attempts({ attempts: run.attempts, state: run.state });
+      draw.gpus(run.gpus);
       draw.samples(run.samples);
       await Promise.all([curves.refresh(run), log.refresh(), config.refresh()]);
     },
@@ -211,6 +213,19 @@ function drawAttempts({ attempts, state }) {
   const box = section("Attempts", table([`no.${GAP}`, "stage", "host", "SLURM job", "began", `took${GAP}`, "end"], rows, "Attempts", "cards"));
   if (attempts.length > shown.length) box.append(el("p", { class: "quiet" }, `the last ${shown.length} of ${attempts.length}`));
   return box;
+}
+
+function drawGpus(nodes) {
+  const rows = nodes.flatMap((node) => node.gpus.map((gpu) => [
+    moment(node.time),
+    `${node.host} (${node.node}): GPU ${gpu.gpu}`,
+    isNumber(gpu.busy_ratio) ? percent(gpu.busy_ratio, 0) : "–",
+    isNumber(gpu.memory_used_bytes) ? `${bytes(gpu.memory_used_bytes)} of ${bytes(gpu.memory_bytes)}` : "–",
+    isNumber(gpu.temperature_celsius) ? `${integer(gpu.temperature_celsius)} °C` : "–",
+    isNumber(gpu.power_watts) ? `${integer(gpu.power_watts)} W` : "–",
+    [gpu.slowed ? "slowed by heat or want of power" : "", gpu.memory_errors ? `${integer(gpu.memory_errors)} memory errors` : ""].filter(Boolean).join(", ") || "–",
+  ]));
+  return rows.length ? section("GPUs", table(["read at", "node and GPU", `busy${GAP}`, `memory${GAP}`, `temperature${GAP}`, `power${GAP}`, "what is wrong"], rows, "Newest reading of each GPU", "cards")) : null;
 }
 
 function drawSamples(samples) {

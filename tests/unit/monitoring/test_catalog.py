@@ -15,7 +15,7 @@ from univip.resilience.guard import Health
 
 FIELDS = {kind.name: {name.removesuffix("{}") for name in kind.fields} for kind in KINDS}
 ENVELOPE = {"attempt", "round", "rank", "step", "data_step"}
-SUFFIX_OF_UNIT = {"seconds": "_seconds", "bytes": "_bytes", "ratio": "_ratio"}
+SUFFIX_OF_UNIT = {unit: f"_{unit}" for unit in ("seconds", "bytes", "ratio", "celsius", "watts")}
 
 each_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 
@@ -30,7 +30,7 @@ def test_every_name_is_defined_once() -> None:
 @each_metric
 def test_a_name_says_its_subject_and_its_base_unit(metric: Metric) -> None:
     assert re.fullmatch(
-        r"univip_(run|attempt|train|data|checkpoint|fault|proposals|eval|monitoring)(_[a-z0-9]+)+",
+        r"univip_(run|attempt|train|data|checkpoint|fault|proposals|eval|gpu|slurm|monitoring)(_[a-z0-9]+)+",
         metric.name,
     )
     base = metric.name.removesuffix("_total")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import re
 import shutil
 import subprocess
 import time
@@ -18,9 +20,19 @@ from monitoring.catalog import METRICS, PHASES, TERMS
 from monitoring.exporter import FORGET_AFTER_S, Exporter, routes
 from monitoring.journal import Journal
 from monitoring.server import Server
+from monitoring.web.history import History
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 RUN = "coco_univip-0a1b2c3d"
+GPUS = {
+    "busy_ratio": {"0": 0.97, "1": 0.5},
+    "memory_used_bytes": {"0": 6e10, "1": 7e10},
+    "memory_bytes": {"0": 8e10, "1": 8e10},
+    "temperature_celsius": {"0": 61, "1": 88},
+    "power_watts": {"0": 650.5, "1": 300.0},
+    "slowed": {"0": 0.0, "1": 1.0},
+    "memory_errors": {"0": 0, "1": 2},
+}
 
 
 def write_full_journal(run_dir: Path) -> None:
@@ -29,6 +41,8 @@ def write_full_journal(run_dir: Path) -> None:
     with Journal(run_dir, attempt=1, source="agent0") as agent:
         agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
         agent.record("restart", cause="crash", message="rank 1 ended")
+    with Journal(run_dir, attempt=1, source="agent1") as agent:
+        agent.record("gpu", node=1, host="node2", **GPUS)
     with Journal(run_dir, attempt=1, source="shard00000") as shard:
         shard.record("shard", shard=0, state="done")
         shard.record("proposals", shard=0, images_done=40, images=40, boxes=900, failed={"corrupt": 1})
@@ -92,7 +106,7 @@ def runs_root(tmp_path: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("served")
     write_full_journal(root / RUN)
-    with Server("127.0.0.1", 0, routes(Exporter(root))) as serving:
+    with Server("127.0.0.1", 0, routes(Exporter(root, lambda: [(RUN, "RUNNING", "None")]))) as serving:
         serving.start()
         yield serving
         serving.shutdown()
@@ -152,6 +166,9 @@ def test_values_are_those_of_the_journal(runs_root: Path) -> None:
     assert value(found, "univip_fault_restarts_total", cause="hang") == 0.0
     assert value(found, "univip_data_substituted_samples_total", reason="missing") == 1.0
     assert value(found, "univip_eval_effective_rank", network="trained") == 55.0
+    assert value(found, "univip_gpu_busy_ratio", node="1", gpu="0") == 0.97
+    assert value(found, "univip_gpu_temperature_celsius", node="1", gpu="1") == 88.0
+    assert value(found, "univip_gpu_slowed", node="1", gpu="1") == 1.0
     assert value(found, "univip_monitoring_dropped_records_total") == 2.0
     assert value(found, "univip_monitoring_run_readable") == 1.0
 
@@ -209,6 +226,76 @@ def test_a_torn_line_counts_once_it_is_whole(runs_root: Path) -> None:
 
     assert counts == [0.0, 1.0, 1.0]
     assert value(scrape(exporter), "univip_monitoring_damaged_lines_total") == 1.0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\x00\xff" * 2000 + b"\n",
+        bytes(range(256)) * 1000 + b"\n",
+        b"x" * 10_000_000 + b"\n",
+        (b"x" * 10_000_000 + b"\n") * 3,
+        b'{"kind": "totals", "v": 1, "time": 1e999}\n' + b"\xff" * 70_000 + b"\n",
+        random.Random(0).randbytes(100_000) + b"\n",
+    ],
+    ids=["garbage", "every byte", "10 MB line", "10 MB lines", "false totals", "random"],
+)
+def test_damage_of_any_size_is_counted_line_by_line_and_nothing_else_is_lost(
+    runs_root: Path, damage: bytes
+) -> None:
+    write_full_journal(runs_root / RUN)
+    living = Exporter(runs_root)
+    before = scrape(living)
+    path = runs_root / RUN / "journal" / "0001.00-rank0000.jsonl"
+
+    for found in (before, None):
+        with path.open("ab") as file:
+            file.write(damage if found else damage[:-1])  # the second time without an end
+        seen = scrape(living)
+        assert value(seen, "univip_monitoring_damaged_lines_total") >= damage.count(b"\n")
+        assert value(seen, "univip_monitoring_run_readable") == 1.0
+        changed = {name for (name, _), number in seen.items() if before[name, _] != number}
+        assert changed == {"univip_monitoring_damaged_lines_total"}
+        reborn = scrape(Exporter(runs_root))
+        assert value(reborn, "univip_monitoring_damaged_lines_total") >= damage.count(b"\n")
+    with Journal(runs_root / RUN, attempt=1, rank=0) as writer:  # ends the line that has no end
+        writer.record("skip", where="loss", reason="nonfinite")
+
+    for exporter in (living, Exporter(runs_root)):
+        seen = scrape(exporter)
+        skipped = value(before, "univip_fault_skipped_steps_total", reason="nonfinite")
+        assert value(seen, "univip_fault_skipped_steps_total", reason="nonfinite") == skipped + 1
+    damaged = value(scrape(living), "univip_monitoring_damaged_lines_total")
+    assert damaged == 2 * damage.count(b"\n")
+
+
+@pytest.mark.slow
+def test_exporter_and_page_go_on_with_a_journal_cut_at_any_of_its_last_bytes(
+    runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitoring.journal.TOTALS_BYTES", 1500)
+    (runs_root / RUN).mkdir()
+    with Journal(runs_root / RUN) as writer:
+        for step in range(60):
+            writer.record("step", data_step=step, loss=1.0, images=64 * step)
+            writer.record("skip", where="loss", reason="nonfinite")
+    content = writer.path.read_bytes()
+    assert b'"kind": "totals"' in content[-4096:]
+    living, history = Exporter(runs_root), History(runs_root / RUN)
+    most = re.findall(rb"\nunivip_\w+_total{.*", living.exposition())
+
+    for end in range(len(content) - 1, len(content) - 4097, -1):
+        writer.path.write_bytes(content[:end])
+        history.update()
+        skips = content[:end].count(b'"kind": "skip"') - (
+            b'"kind": "skip"' in content[:end].rpartition(b"\n")[2]
+        )
+        line = f'univip_fault_skipped_steps_total{{run="{RUN}",reason="nonfinite"}} {skips}\n'
+        assert line.encode() in Exporter(runs_root).exposition()
+        assert history.counts["skip"] == skips
+        served = living.exposition()  # has seen more, and takes nothing back
+        assert re.findall(rb"\nunivip_\w+_total{.*", served) == most
+        assert b"univip_monitoring_run_readable" in served
 
 
 def test_a_loss_that_is_not_a_number_is_served_as_nan(runs_root: Path) -> None:
@@ -284,6 +371,32 @@ def test_a_run_that_vanishes_keeps_its_last_state_and_is_forgotten_after_a_time(
 
     monkeypatch.setattr("time.monotonic", lambda: start + FORGET_AFTER_S + 60)
     assert scrape(exporter) == {}
+
+
+def test_jobs_are_counted_by_state_and_reason_for_runs_that_have_not_begun_too(runs_root: Path) -> None:
+    write_full_journal(runs_root / RUN)
+    (runs_root / "waiting-00000000").mkdir()
+    jobs = [
+        ("waiting-00000000", "PENDING", "Priority"),
+        ("waiting-00000000", "PENDING", "Dependency"),
+        ("waiting-00000000", "PENDING", "Dependency"),
+        (RUN, "RUNNING", "None"),
+        ("of-another-folder-00000000", "RUNNING", "None"),
+    ]
+    exporter = Exporter(runs_root, lambda: jobs)
+
+    found = scrape(exporter)
+    waiting = {"run": "waiting-00000000", "state": "PENDING"}
+    assert value(found, "univip_slurm_jobs", **waiting, reason="Dependency") == 2.0
+    assert value(found, "univip_slurm_jobs", **waiting, reason="Priority") == 1.0
+    assert value(found, "univip_slurm_jobs", state="RUNNING", reason="None") == 1.0
+    assert value(found, "univip_monitoring_run_readable", run="waiting-00000000") == 1.0
+    assert "of-another-folder-00000000" not in {dict(labels)["run"] for _, labels in found}
+
+    jobs.clear()
+    found = scrape(exporter)
+    assert {dict(labels)["run"] for _, labels in found} == {RUN}
+    assert "univip_slurm_jobs" not in {name for name, _ in found}
 
 
 def test_hostile_names_and_values_stay_inside_their_label(runs_root: Path) -> None:

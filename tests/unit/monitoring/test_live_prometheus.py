@@ -20,13 +20,14 @@ import yaml
 import monitoring
 from monitoring.board_json import to_json
 from monitoring.boards import BOARDS
-from monitoring.catalog import METRICS, PHASES, TERMS
+from monitoring.catalog import KIND, METRICS, PHASES, TERMS
 from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal, read
 from monitoring.server import Server
 
 FOLDER = Path(monitoring.__path__[0]) / "prometheus"
 RUN = "coco_univip-0a1b2c3d"
+JOBS = [(RUN, "RUNNING", "None")]
 STEP_S = 0.1
 DEADLINE_S = 120.0
 
@@ -61,6 +62,8 @@ class Training:
             )
         agent = Journal(self.run_dir, attempt=2, source="agent0")
         agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
+        readings = [name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}")]
+        agent.record("gpu", node=0, host="node1", **{name: {"0": 0.5} for name in readings})
         with Journal(self.run_dir, attempt=3, source="evaluate") as evaluation:
             measured = {
                 "top1": 0.5,
@@ -188,7 +191,7 @@ def watched(
 ) -> Iterator[tuple[Prometheus, Training]]:
     """A run that has been watched through faults and through deaths of the exporter."""
     root = tmp_path_factory.mktemp("watched")
-    server = Server("127.0.0.1", 0, routes(Exporter(root / "runs")))
+    server = Server("127.0.0.1", 0, routes(Exporter(root / "runs", lambda: JOBS)))
     server.start()
     with (
         Training(root / "runs" / RUN) as training,
@@ -201,7 +204,7 @@ def watched(
             time.sleep(2)
             server.shutdown()
             server.server_close()
-            server = Server("127.0.0.1", server.server_port, routes(Exporter(root / "runs")))
+            server = Server("127.0.0.1", server.server_port, routes(Exporter(root / "runs", lambda: JOBS)))
             server.start()
         wait_until("faults", lambda: training.faults >= 2)
         training.may_fail.clear()

@@ -187,3 +187,30 @@ def test_no_record_upsets_it(tmp_path_factory: pytest.TempPathFactory, records: 
     assert [history.column(key) for key in [*history.keys(), "nothing"]]
     history.rows("step")
     history.rows("time")
+
+
+def test_of_each_node_the_newest_reading_of_its_gpus_is_kept(new_run: Callable[[str], Any]) -> None:
+    run = new_run("a-1")
+    for node in (1, 0):
+        with Journal(run.run_dir, source=f"agent{node}") as journal:
+            for celsius in (50, 60 + node):
+                run.now += 30
+                journal.record(
+                    "gpu",
+                    node=node,
+                    host=f"host{node}",
+                    busy_ratio={"0": 0.9, "1": float("nan")},
+                    temperature_celsius={"1": celsius},
+                )
+            journal.record("gpu", node="x", busy_ratio=3)  # damaged
+    history = History(run.run_dir)
+    history.update()
+
+    assert {node: found["gpus"] for node, found in history.gpus.items()} == {
+        node: [
+            {"gpu": "0", "busy_ratio": 0.9, "temperature_celsius": None},
+            {"gpu": "1", "busy_ratio": None, "temperature_celsius": 60.0 + node},
+        ]
+        for node in (0, 1)
+    }
+    assert history.gpus[1]["host"] == "host1"
