@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 IN_PROCESS, PROCESSES = "in process", "processes"
-TRIALS = 6  # of each kind, unless asked otherwise; kinds of which every point counts take all of them
+TRIALS = 3  # of each kind, unless asked otherwise; kinds of which every point counts take all of them
 
 
 class Kind(NamedTuple):

@@ -78,6 +78,7 @@ class Step(NamedTuple):
     time: float  # Unix time
     done: int
     is_good: bool
+    round: tuple[int, int]  # attempt, and round within it
 
 
 class Losses(TypedDict):
@@ -241,7 +242,12 @@ def decided(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 def steps_of(records: Sequence[dict[str, Any]]) -> list[Step]:
     """The data steps that records tell of, in order of time."""
     steps = [
-        Step(each["time"], each["data_step"], math.isfinite(float(each["loss"])))
+        Step(
+            each["time"],
+            each["data_step"],
+            math.isfinite(float(each["loss"])),
+            (each.get("attempt", 1), each.get("round", 0)),
+        )
         for each in records
         if each["kind"] == "step"
     ]

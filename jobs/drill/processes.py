@@ -20,7 +20,7 @@ from typing import Any
 
 from jobs.config import load, load_header, store
 from jobs.drill.job import Job, newest_checkpoint, reached, records
-from jobs.drill.lab import ACTIONS, PLANTED, Lab, decided, digest, proved, seconds_to_good, steps_of
+from jobs.drill.lab import ACTIONS, PLANTED, Lab, Step, decided, digest, proved, seconds_to_good, steps_of
 from jobs.drill.results import Result
 from jobs.outcomes import ExitCode
 from jobs.replay import replay
@@ -69,6 +69,7 @@ def _result(
     expected: dict[str, int],
     detected: int | None = None,
     calm: str = "",
+    by_new_round: bool = True,
 ) -> Result:
     """What is seen of a run that has ended.
 
@@ -81,6 +82,8 @@ def _result(
         expected: How many of each action they explain.
         detected: Faults that the run told of.
         calm: The digest it must have; empty where it need not.
+        by_new_round: Whether only a new round can make the next good step: what is on its way as a process
+            dies still arrives.
     """
     found = records(run_dir)
     actions = Counter(each["kind"] for each in found if each["kind"] in ACTIONS)
@@ -94,11 +97,20 @@ def _result(
         detected=detected,
         recovered=len(moments) if is_done else 0,
         false_actions=unexplained,
-        seconds=seconds_to_good(steps, moments),
+        seconds=_seconds_to_next_round(steps, moments) if by_new_round else seconds_to_good(steps, moments),
         is_equal=digest(run_dir) == calm if calm else None,
         problems=[] if is_done else [f"the job ended with {code}: {run_dir.name}"],
         **proved(run_dir, steps),
     )
+
+
+def _seconds_to_next_round(steps: Sequence[Step], moments: Sequence[float]) -> list[float]:
+    """From each death to the next good step, which is one of a later round than any before."""
+    found = []
+    for moment in moments:
+        last = max((step.round for step in steps if step.time <= moment), default=(0, 0))
+        found += [step.time - moment for step in steps if step.is_good and step.round > last][:1]
+    return found
 
 
 def _restarts(run_dir: Path, cause: str) -> int:
@@ -134,10 +146,10 @@ def _again_and_again(
     draws: random.Random,
     *,
     kind: str,
-    strike: Callable[[Job], bool],
+    strike: Callable[[Job], float],
     more: tuple[str, ...] = (),
 ) -> Result:
-    """Strike once after each new checkpoint; False from `strike` means that there was nothing to hit."""
+    """Strike once after each new checkpoint; `strike` returns the time, or 0 if there was nothing to hit."""
     workers = 2 + number % 2
     run_dir = _new(lab, kind.replace(":", "-"), f"cluster.workers_per_node={workers}", *more)
     moments: list[float] = []
@@ -147,8 +159,7 @@ def _again_and_again(
             time.sleep(draws.uniform(0, _AFTER_S))
             if reached(run_dir) >= _TARGET - _LAST_WORDS:
                 break
-            moment = time.time()
-            if strike(job):
+            if moment := strike(job):
                 moments.append(moment)
         code = job.wait()
     return _result(
@@ -166,10 +177,10 @@ def _again_and_again(
 def kill_rank(lab: Lab, number: int, draws: random.Random) -> Result:
     """Any rank dies at any moment, of a signal."""
 
-    def strike(job: Job) -> bool:
+    def strike(job: Job) -> float:
         ranks = job.until(job.ranks, "a rank")
         how = draws.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-        return bool(ranks) and _signal(draws.choice(sorted(ranks.values())), how)
+        return _signal(draws.choice(sorted(ranks.values())), how) if ranks else 0.0
 
     return _again_and_again(lab, number, draws, kind="kill:rank", strike=strike)
 
@@ -177,19 +188,22 @@ def kill_rank(lab: Lab, number: int, draws: random.Random) -> Result:
 def kill_write(lab: Lab, number: int, draws: random.Random) -> Result:
     """The rank that writes dies while it does."""
 
-    def strike(job: Job) -> bool:
+    def strike(job: Job) -> float:
         checkpoints = job.run_dir / "checkpoints"
         job.until(lambda: list(checkpoints.glob(".tmp-step-*")), "a checkpoint write", poll_s=0.0005)
-        return 0 in (ranks := job.ranks()) and _signal(ranks[0], signal.SIGKILL)
+        ranks = job.ranks()
+        return _signal(ranks[0], signal.SIGKILL) if 0 in ranks else 0.0
 
     return _again_and_again(lab, number, draws, kind="kill:write", strike=strike)
 
 
-def _signal(pid: int, number: signal.Signals) -> bool:
+def _signal(pid: int, number: signal.Signals) -> float:
+    """Send a signal; the time, or 0 if there is no such process any more."""
+    moment = time.time()
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-        return True
-    return False
+        return moment
+    return 0.0
 
 
 def _start_again(
@@ -272,8 +286,9 @@ def world(lab: Lab, number: int, draws: random.Random) -> Result:
 def kill_reader(lab: Lab, number: int, draws: random.Random) -> Result:
     """A process that reads photographs for a rank dies."""
 
-    def strike(job: Job) -> bool:
-        return bool(readers := job.until(job.readers, "a reader")) and _signal(readers[-1], signal.SIGKILL)
+    def strike(job: Job) -> float:
+        readers = job.until(job.readers, "a reader")
+        return _signal(readers[-1], signal.SIGKILL) if readers else 0.0
 
     result = _again_and_again(lab, number, draws, kind="kill:reader", strike=strike, more=("data.workers=1",))
     return replace(result, detected=None)  # a reader is not a rank: its rank fails, and says of what
@@ -363,6 +378,7 @@ def values(lab: Lab, number: int, draws: random.Random) -> Result:
         [_planted_at(run_dir, text) for text in texts],
         expected={"skip": len(_SKIPPED), "rollback": len(places) - len(_SKIPPED)},
         detected=len(seen),
+        by_new_round=False,
     )
     again: dict[str, Any] = replay(run_dir, str(draws.choice(seen))) if seen else {}
     return replace(result, replays=1, replayed=int(again.get("same_bits") is True))
@@ -388,4 +404,5 @@ def flip(lab: Lab, number: int, draws: random.Random) -> Result:
         expected={"rollback": len(faults)},
         detected=right,
         calm=_calm(lab, 3),
+        by_new_round=False,
     )
