@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -15,11 +16,14 @@ from typing import Any
 
 import jobs
 import univip
+from jobs.attempts import RunBusyError
 from jobs.drill import results
 from jobs.drill.kinds import KINDS, Kind
 from jobs.drill.lab import Lab
 from jobs.drill.results import Result
 from univip.resilience import faults
+
+_LOCK_FILE = "lock"
 
 Tell = Callable[[str], None]
 
@@ -49,9 +53,35 @@ def run(
 
     Returns:
         `{"seed", "seconds", "rows", "failing", "holds"}`.
+
+    Raises:
+        RunBusyError: If another campaign is at work in this folder.
     """
-    begun = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK_FILE).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusyError(
+                "one drill at a time can use this folder, but another is at work in it.",
+                where=str(folder),
+                fix="wait for it, or univip --runs OTHER_FOLDER drill ...",
+            ) from None
+        return _run(folder, photographs, overrides, kinds, trials, seed, resume, tell)
+
+
+def _run(
+    folder: Path,
+    photographs: Path,
+    overrides: Sequence[str],
+    kinds: Sequence[str],
+    trials: int,
+    seed: int,
+    resume: bool,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Of the one that holds the lock."""
+    begun = time.monotonic()
     path = folder / results.FILE_NAME
     campaign = _identity(seed, overrides)
     if not resume:

@@ -156,15 +156,13 @@ def _failing(lab: Lab, number: int, draws: random.Random, *, kind: str, error_nu
         logger.removeHandler(warnings)
     failures = [each for each in told.records if each.get("outcome") == "failure"]
     is_told = bool(failures or errors or warnings.count or told.of("sample_log"))
-    # What is cleaned up after a failure may fail as well, and then waits for the next start.
-    is_silent = "unlink" in point or "rmdir" in point or "#" not in point
     steps = steps_of(told.records)
     since = failures[0]["time"] if failures else begun
     result = Result(
         kind,
         number,
         trials=int(storage.failed > 0),
-        detected=int(storage.failed > 0 and (is_told or is_silent)),
+        detected=int(storage.failed > 0 and is_told),
         recovered=int(storage.failed > 0),
         false_actions=sum(len(told.of(each)) for each in ACTIONS),
         seconds=[next(step.time for step in steps if step.time >= since) - since],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jobs.attempts import RunBusyError
 from jobs.drill import campaign, results
 from jobs.drill.kinds import KINDS, PROCESSES, Kind
 from jobs.drill.results import Result
@@ -123,6 +124,15 @@ def test_what_is_raised_makes_a_trial_fail_and_names_the_kind(drill: Callable[..
     assert found["failing"] == ["k"]
     assert not found["holds"]
     assert found["rows"][0]["problems"] == ["RuntimeError: the job did not end"] * 3
+
+
+def test_a_second_campaign_in_the_same_folder_is_refused(drill: Callable[..., dict[str, Any]]) -> None:
+    def round_trip(lab: object, number: int, draws: object) -> Result:
+        with pytest.raises(RunBusyError, match="one drill at a time"):
+            drill(lambda *_: GOOD)
+        return replace(GOOD, trials=3, detected=3, recovered=3)
+
+    assert drill(round_trip)["holds"]
 
 
 def test_a_campaign_that_is_resumed_repeats_nothing(drill: Callable[..., dict[str, Any]]) -> None:
