@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint slow slurm cluster cluster-down bench clean
+.PHONY: demo test lint slow slurm cluster cluster-down bench drill clean
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,6 +34,10 @@ slurm: cluster
 bench: .venv/installed
 	$(BIN)/univip bench step
 	$(BIN)/univip bench proposals
+
+# The whole campaign, an hour or two; cut off, the same command goes on.
+drill: .venv/installed
+	$(BIN)/univip drill --trials 25 --resume
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ from univip.optim.groups import check_groups, make_optimizer
 from univip.optim.schedules import learning_rate, peak_learning_rate, total_data_steps
 from univip.proposals.shards import STORE_NAME
 from univip.resilience.anomaly import FOLDER, Capsules
-from univip.resilience.faults import PlantedFaults
+from univip.resilience.faults import VARIABLE, PlantedFaults
 from univip.resilience.guard import Guard
 from univip.resilience.ledger import Ledger
 from univip.resilience.watchdog import Watchdog
@@ -108,9 +108,7 @@ def train_rank(
         StepSettings(
             global_batch=config.train.global_batch,
             precision=config.train.precision,
-            faults=PlantedFaults(
-                os.environ.get("UNIVIP_PLANT", ""), markers=run_dir / "planted", rank=group.rank
-            ),
+            faults=PlantedFaults(os.environ.get(VARIABLE, ""), markers=run_dir / "planted", rank=group.rank),
         ),
         group=group,
         manager=manager,

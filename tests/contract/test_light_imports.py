@@ -49,6 +49,7 @@ def loaded(arguments: list[str], runs: Path, names: list[str]) -> tuple[int, lis
         ["--help"],
         ["submit", "--help"],
         ["demo", "--help"],
+        ["drill", "--help"],
         ["proposals", "import", "--help"],
         ["status"],
         ["status", "--json"],

@@ -117,9 +117,16 @@ class CheckpointManager:
         """Check every byte of one checkpoint.
 
         Raises:
-            CheckpointError: If anything differs from its manifest.
+            CheckpointError: If anything differs from its manifest, or it is the checkpoint of another step.
         """
-        return layout.verify(self.path(data_step))
+        manifest = layout.verify(self.path(data_step))
+        if manifest.data_step != data_step:  # such as a backup put back under a newer name
+            raise CheckpointError(
+                f"the checkpoint must be of data step {data_step}, but is of {manifest.data_step}",
+                where=str(self.path(data_step)),
+                fix="an older checkpoint is used",
+            )
+        return manifest
 
     def manifests(self) -> dict[int, Manifest]:
         """Manifests by data step, without the damaged: `newest_good` reports those and passes over them."""
@@ -294,7 +301,8 @@ class CheckpointManager:
         target.mkdir(parents=True, exist_ok=True)
         for data_step in data_steps:
             self.path(data_step).rename(_free_name(target / layout.name_of(data_step)))
-        sync(self.directory)
+        for folder in (target, target.parent, self.directory):
+            sync(folder)
         newest = self.latest()
         if newest is not None:
             write_text(self.directory / layout.LATEST, layout.name_of(newest))

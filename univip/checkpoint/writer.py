@@ -44,6 +44,8 @@ def write(
         CheckpointError: If this process no longer owns the run, or the checkpoint exists already.
     """
     directory.mkdir(exist_ok=True)
+    if not layout.data_steps(directory):
+        sync(directory.parent)  # where the name of a new folder is
     name = layout.name_of(manifest.data_step)
     temporary = directory / f"{layout.TEMPORARY_PREFIX}{name}-{uuid.uuid4().hex}"
     temporary.mkdir()

@@ -15,6 +15,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+from univip.atomic import sync
+
 FILE_NAME = "samples.bin"
 _RECORD = struct.Struct("<qQQ")
 
@@ -56,6 +58,8 @@ class SampleLog:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             end = os.lseek(descriptor, 0, os.SEEK_END) // _RECORD.size * _RECORD.size
+            if not end:
+                sync(self.path.parent)  # where the name of a new file is
             os.lseek(descriptor, end, os.SEEK_SET)  # over what a full disk cut off
             data = self._pending
             while data:

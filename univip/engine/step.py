@@ -115,7 +115,7 @@ def train_step(
         The report, with the same judgement, loss, counts and stop flag on every rank.
     """
     online = state.method.online
-    settings.faults.begin(state.data_step, online)
+    settings.faults.begin(state.data_step, state.method, state.optimizer)
     for parameter in buffer.parameters:
         parameter.grad = None
     norms = state.norms()

@@ -2,40 +2,50 @@
 
 `UNIVIP_PLANT="nan:parameter@30,kill:1@50"` writes one NaN into a parameter at data step 30 and kills rank 1
 with SIGKILL at data step 50. Each happens once in the life of a run: a marker file is made before the act.
+Nothing is planted unless that variable is set, and then the log of every rank says so.
 
-    nan:PLACE@STEP          a NaN in one pixel (`activation`), the loss, a gradient or a parameter
+    nan:PLACE@STEP          a NaN in one pixel (`activation`), the loss, a gradient, a parameter, a buffer of
+                            BatchNorm, the optimizer's state or the target network
     overflow:pixel@STEP     a pixel so large that it is finite in fp32 and infinite in bf16
     spike:loss@STEP         the loss times 100, and with it every gradient
     zero:embedding@STEP     the last layer of the predictor puts out exactly zero
     flip:RANK@STEP          the lowest bit of one weight, on one rank
     kill:RANK@STEP          SIGKILL of one rank
+    hang:RANK@STEP          one rank goes on for ever while it makes its views
 
-The first four happen on rank 0.
+The first four happen on rank 0, or where `nan:loss:1@STEP` and `nan:loss:all@STEP` say.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from univip.errors import ConfigError
+from univip.types import Method
 
+VARIABLE = "UNIVIP_PLANT"
 PLACES = {
-    "nan": ("activation", "loss", "gradient", "parameter"),
+    "nan": ("activation", "loss", "gradient", "parameter", "buffer", "optimizer", "target"),
     "overflow": ("pixel",),
     "spike": ("loss",),
     "zero": ("embedding",),
 }
+OF_A_RANK = ("flip", "kill", "hang")
 SPIKE = 100.0
 OVERFLOWING_PIXEL = 3.4e38
-_PATTERN = re.compile(r"(?P<kind>[a-z]+):(?P<place>[a-z]+|\d+)@(?P<data_step>\d+)")
+_PATTERN = re.compile(r"(?P<kind>[a-z]+):(?P<place>[a-z]+|\d+)(:(?P<rank>\d+|all))?@(?P<data_step>\d+)")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,14 @@ class Fault:
     """One planted fault.
 
     Attributes:
-        act: Such as `nan:loss`, or `kill`, which happens on `rank`.
+        act: Such as `nan:loss` or `kill`.
+        rank: Where it happens; None: on every rank.
     """
 
     text: str
     act: str
     data_step: int
-    rank: int
+    rank: int | None
 
 
 class PlantedFaults:
@@ -69,21 +80,38 @@ class PlantedFaults:
 
     def __init__(self, text: str = "", *, markers: Path | None = None, rank: int = 0) -> None:
         faults = [_parse(item.strip()) for item in text.split(",") if item.strip()]
-        self._faults = [fault for fault in faults if fault.rank == rank]
+        self._faults = [fault for fault in faults if fault.rank in (rank, None)]
         self._markers = markers
+        self._rank = rank
         self._now: set[str] = set()
         self.happened: list[str] = []
+        if faults:
+            _logger.warning("FAULTS ARE PLANTED in this run, %s=%s", VARIABLE, text)
 
-    def begin(self, data_step: int, online: nn.Module) -> None:
-        """Called at the start of a step: kills this process or damages a parameter if it is time."""
+    def begin(self, data_step: int, method: Method, optimizer: Optimizer) -> None:
+        """Called at the start of a step: kills this process or damages the state if it is time.
+
+        Raises:
+            ConfigError: If it is the optimizer's turn, and it has no state yet.
+        """
         now = [fault for fault in self._faults if fault.data_step == data_step and self._first(fault)]
         self._now = {fault.act for fault in now}
         self.happened += [fault.text for fault in now]
+        for fault in now:
+            _logger.warning("planted fault: %s", fault.text)
         if "kill" in self._now:
             os.kill(os.getpid(), signal.SIGKILL)
+        online = method.online
         with torch.no_grad():
             if "nan:parameter" in self._now:
                 next(online.parameters()).view(-1)[0] = math.nan
+            if "nan:buffer" in self._now:
+                buffers = (buffer for buffer in online.buffers() if buffer.is_floating_point())
+                next(buffers).view(-1)[0] = math.nan
+            if "nan:optimizer" in self._now:
+                _first_slot(optimizer).view(-1)[0] = math.nan
+            if "nan:target" in self._now:
+                next(method.target.parameters()).view(-1)[0] = math.nan
             if "flip" in self._now:
                 next(online.parameters()).view(-1)[:1].view(torch.int32).bitwise_xor_(1)
             if "zero:embedding" in self._now:
@@ -93,6 +121,8 @@ class PlantedFaults:
 
     def image(self, images: Tensor) -> Tensor:
         """The images of the step; a NaN in one pixel makes the first activation NaN."""
+        while "hang" in self._now:
+            time.sleep(1.0)
         if "nan:activation" in self._now:
             return _with_pixel(images, math.nan)
         return _with_pixel(images, OVERFLOWING_PIXEL) if "overflow:pixel" in self._now else images
@@ -116,10 +146,15 @@ class PlantedFaults:
             return True
         self._markers.mkdir(exist_ok=True)
         try:
-            (self._markers / fault.text.replace(":", "-")).touch(exist_ok=False)
+            marker_of(self._markers, fault.text, self._rank).touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
+
+
+def marker_of(folder: Path, text: str, rank: int) -> Path:
+    """The file that is made as a fault happens on a rank; when it was made tells when that was."""
+    return folder / f"{text.replace(':', '-')}-rank{rank}"
 
 
 def _parse(item: str) -> Fault:
@@ -127,14 +162,29 @@ def _parse(item: str) -> Fault:
     if match:
         kind, place, data_step = match["kind"], match["place"], int(match["data_step"])
         if place in PLACES.get(kind, ()):
-            return Fault(item, f"{kind}:{place}", data_step, 0)
-        if kind in ("kill", "flip") and place.isdigit():
+            rank = None if match["rank"] == "all" else int(match["rank"] or 0)
+            return Fault(item, f"{kind}:{place}", data_step, rank)
+        if kind in OF_A_RANK and place.isdigit() and not match["rank"]:
             return Fault(item, kind, data_step, int(place))
     known = [f"{kind}:{place}" for kind, places in PLACES.items() for place in places]
+    known += [f"{kind}:RANK" for kind in OF_A_RANK]
     raise ConfigError(
-        f"a planted fault must be `KIND:PLACE@DATA_STEP` or `KIND:RANK@DATA_STEP`, but is `{item}`",
-        where="the environment variable UNIVIP_PLANT",
-        fix=f"one of {', '.join(known)}, flip:RANK, kill:RANK; then @ and the data step",
+        f"a planted fault must be `KIND:PLACE[:RANK]@DATA_STEP` or `KIND:RANK@DATA_STEP`, but is `{item}`",
+        where=f"the environment variable {VARIABLE}",
+        fix=f"one of {', '.join(known)}; then @ and the data step",
+    )
+
+
+def _first_slot(optimizer: Optimizer) -> Tensor:
+    """The optimizer's memory of its first parameter."""
+    for slots in optimizer.state.values():
+        for value in slots.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value
+    raise ConfigError(
+        "a fault in the optimizer's state needs one, but there is none before the first step",
+        where=f"the environment variable {VARIABLE}",
+        fix="a later data step",
     )
 
 

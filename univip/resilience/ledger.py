@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from univip.atomic import sync
 from univip.errors import DataError
 
 
@@ -94,6 +95,8 @@ class Ledger:
                 # A record cut off by a crash announces an act that never happened: its line is closed and
                 # stays unreadable.
                 line = "\n" + line
+            if not size:
+                sync(self.path.parent)  # where the name of a new file is
             data = line.encode()
             while data:  # a disk that is nearly full takes a part
                 data = data[os.write(descriptor, data) :]

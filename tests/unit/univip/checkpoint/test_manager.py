@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +149,18 @@ def test_a_missing_tensor_file_is_passed_over(make: Callable[..., CheckpointMana
 
     assert found is not None
     assert found.data_step == 1
+
+
+def test_an_old_checkpoint_under_a_newer_name_is_passed_over(make: Callable[..., CheckpointManager]) -> None:
+    manager = make(1, 2)
+    shutil.rmtree(manager.path(2))
+    shutil.copytree(manager.path(1), manager.path(2))
+
+    found = manager.newest_good()
+
+    assert found is not None
+    assert found.data_step == 1
+    assert found.passed_over == {2: "the checkpoint must be of data step 2, but is of 1"}
 
 
 def test_no_good_checkpoint_at_all_is_an_error_not_a_fresh_start(

@@ -226,6 +226,20 @@ def test_a_rollback_ends_like_a_run_that_jumped_over_the_window_from_the_start(t
     assert rollback["steps_discarded"] == 3
 
 
+@pytest.mark.parametrize("place", ["buffer", "optimizer", "target"])
+def test_damage_anywhere_in_the_state_is_rolled_back_before_a_step_takes_it(
+    tmp_path: Path, place: str
+) -> None:
+    events = Events()
+
+    make_trainer(tmp_path, plant=f"nan:{place}@7", events=events).run()
+
+    (rollback,) = events.of("rollback")
+    assert (rollback["data_step"], rollback["where"], rollback["target"]) == (7, "state", 4)
+    assert all(record["loss"] == record["loss"] for record in events.of("step"))
+    assert CheckpointManager(tmp_path / "checkpoints").verify(TARGET)
+
+
 def test_after_a_rollback_nothing_of_the_abandoned_future_can_be_resumed(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, plant="nan:parameter@7")
     roll_back = trainer._roll_back
