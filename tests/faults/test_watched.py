@@ -32,6 +32,21 @@ Totals = dict[str, float]
 Samples = dict[str, float]
 
 RULES = Path(monitoring.__path__[0]) / "prometheus"
+# Stands in for NVIDIA's module, in the process of the agent: one GPU that knows nothing but how warm it is.
+NVML = """
+class NVMLError(Exception): pass
+NVML_TEMPERATURE_GPU = NVML_MEMORY_ERROR_TYPE_UNCORRECTED = NVML_VOLATILE_ECC = 0
+nvmlClocksEventReasonHwSlowdown = nvmlClocksEventReasonSwThermalSlowdown = 1
+nvmlClocksEventReasonHwThermalSlowdown = nvmlClocksEventReasonHwPowerBrakeSlowdown = 2
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetTemperature(gpu, sensor): return 61
+def refuse(*arguments): raise NVMLError("Not Supported")
+def __getattr__(name):
+    if name.startswith("nvmlDeviceGet"): return refuse
+    raise AttributeError(name)
+"""
 # What each kind of record must raise, and what a person reads of it on the page and in the report.
 ALERTS = {
     "skip": "UnivipNonFinite",
@@ -134,7 +149,10 @@ def ask(run: Run, view: str) -> str:
 def test_every_fault_of_a_run_is_told_everywhere_and_no_counter_goes_back(
     runs: Runs, start: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SOME_TOKEN", "hunter2")  # the job inherits it
+    (tmp_path / "pynvml.py").write_text(NVML)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)  # the job inherits it, and this:
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     overrides = ["train.max_steps=40", "resilience.collective_timeout_s=4"]
     run = runs.new("watched", workers=2, overrides=overrides)
     living = Exporter(run.directory.parent)
@@ -193,6 +211,8 @@ def test_every_fault_of_a_run_is_told_everywhere_and_no_counter_goes_back(
     }
 
     text = living.exposition().decode()
+    assert f'univip_gpu_temperature_celsius{{run="{run.directory.name}",node="0",gpu="0"}} 61\n' in text
+    assert {record["host"] for record in run.records("gpu")} == {page["attempts"][0]["host"]}
     assert str(run.directory.parent) not in text
     assert str(runs.data) not in text
     assert "hunter2" not in text

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from jobs.agent import ENDED, _judge
+from jobs.agent import ENDED, _judge, follow
+from jobs.config import Config
 from jobs.nodes import Report
 from jobs.outcomes import Cause, ExitCode, Outcome
+from jobs.slurm import Execution
+from monitoring.journal import read
+from univip.config import DataConfig
 
 DONE = Outcome(ExitCode.DONE)
 STOPPED = Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop")
@@ -66,3 +74,47 @@ def test_a_round_on_several_nodes_has_one_outcome(
     judged = _judge(reports, lost)
 
     assert (judged.exit_code, judged.cause) == expected
+
+
+def test_the_agent_of_another_node_reads_its_own_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Driver(ModuleType):
+        NVMLError = RuntimeError
+        nvmlInit = staticmethod(lambda: None)
+        nvmlDeviceGetCount = staticmethod(lambda: 1)
+        nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
+        nvmlDeviceGetTemperature = staticmethod(lambda gpu, sensor: 61)
+
+        def __getattr__(self, name: str) -> Any:
+            def refuse(*arguments: object) -> None:
+                raise self.NVMLError("Not Supported")
+
+            return refuse if name.startswith("nvmlDeviceGet") else 0
+
+    class Ended:
+        """The rounds of another node, which are over."""
+
+        attempt = 7
+
+        def __init__(self, here: Execution) -> None:
+            pass
+
+        def wait_for_round(self) -> Outcome:
+            return DONE
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setitem(sys.modules, "pynvml", Driver("pynvml"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("jobs.nodes.Follower", Ended)
+    monkeypatch.setattr("jobs.agent._prepare", lambda directory: None)
+    monkeypatch.setattr("jobs.agent._stop_on_signals", lambda directory: None)
+    monkeypatch.setattr("jobs.slurm.Execution.here", lambda: Execution(job_id="17", node=3, num_nodes=4))
+
+    assert follow(Config(data=DataConfig(root="/x")), tmp_path) == DONE
+    [record] = read(tmp_path)
+    assert (record["kind"], record["node"], record["attempt"]) == ("gpu", 3, 7)
+    assert record["temperature_celsius"] == {"0": 61}
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["0007.00-agent3.jsonl"]
