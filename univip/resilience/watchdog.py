@@ -26,6 +26,7 @@ FLOOR_S = 3.0  # shorter than this is never told: a garbage collection, a busy m
 FACTOR = 5.0  # times the longest of the recent ones of the same phase
 _POLL_S = 0.25
 _COLLECTIVES = "torch/distributed/"
+_AGENT = "torch/distributed/elastic/"  # what started the process is at the bottom of every stack
 # Waiting for a slow disk is no reason to throw away what is being written.
 _PATIENT = "checkpoint"
 # Everybody waits for everybody here, on a GPU also without being inside a collective.
@@ -107,7 +108,8 @@ class Watchdog:
     def _waits_for_others(self) -> bool:
         frame = sys._current_frames().get(self._watched)
         while frame is not None:
-            if _COLLECTIVES in frame.f_code.co_filename:
+            path = frame.f_code.co_filename
+            if _COLLECTIVES in path and _AGENT not in path:
                 return True
             frame = frame.f_back
         return False

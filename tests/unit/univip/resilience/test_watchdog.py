@@ -121,3 +121,11 @@ def test_a_thread_inside_a_collective_waits(story: Story, file: str, told: bool)
     thread.join()
 
     assert bool(story.told) is told
+
+
+def test_a_rank_that_the_elastic_agent_started_does_not_wait_for_others_because_of_that(story: Story) -> None:
+    start = compile("look()", "/site-packages/torch/distributed/elastic/multiprocessing/api.py", "exec")
+
+    exec(start, {"look": lambda: story.look_after("augment", GIVE_UP_S + 1)})
+
+    assert len(story.reasons) == 1
