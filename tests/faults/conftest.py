@@ -32,7 +32,7 @@ from univip.observe import NullObserver
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = 20  # data steps of every run
-TIMEOUT_S = 120.0  # of one attempt, start included; unloaded it takes 10 s
+TIMEOUT_S = 240.0  # of one attempt, start included; unloaded it takes 10 s
 POLL_S = 0.02
 PHOTOGRAPHS = ("coffee.png", "rocket.jpg", "astronaut.png", "chelsea.png")
 CROPS = 4  # of each photograph

@@ -227,6 +227,7 @@ def test_a_rollback_and_a_nan_appear_while_the_page_is_open(browser: Any, url: s
     browser.open(f"{url}#/run/{LIVE}")
     browser.wait("document.querySelector('.chart canvas')")
     browser.wait("document.body.innerText.includes('No fault so far')")
+    browser.wait("document.querySelector('.h-configuration input').offsetParent")  # it has come
     browser.run("document.querySelector('.h-configuration input').focus()")
 
     live.journal.record("skip", data_step=125, where="loss", reason="nonfinite", what="loss")
