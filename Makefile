@@ -35,7 +35,7 @@ bench: .venv/installed
 	$(BIN)/univip bench step
 	$(BIN)/univip bench proposals
 
-# The whole campaign, an hour or two; cut off, the same command goes on.
+# The whole campaign; cut off, the same command goes on.
 drill: .venv/installed
 	$(BIN)/univip drill --trials 25 --resume
 
