@@ -178,7 +178,7 @@ def runs_folder(runs: Path, *, asks_kind: bool) -> Iterator[Row]:
         yield warn("fsync", speed, "paths.runs=/a/faster/disk, or a larger checkpoint.every_steps")
     else:
         yield ok("fsync", speed)
-    skew = f"the file system's clock is {skew_s:+.1f} s off this machine's"
+    skew = f"the file system's clock is {round(skew_s, 1) + 0.0:+.1f} s off this machine's"
     if abs(skew_s) > _SKEW_S:
         yield warn("clock", skew, "timedatectl  # is the clock of this machine synchronised?")
     else:
