@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from univip.errors import CheckpointError
+from univip.errors import CheckpointError, ConfigError
 
 FORMAT = 1
 TENSORS = "state.safetensors"
@@ -89,25 +89,26 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """Read the manifest of one checkpoint.
 
     Raises:
-        CheckpointError: If it is missing, not JSON, or of another format.
+        CheckpointError: If it is missing, not JSON, or damaged.
+        ConfigError: If it is whole and of another format. Passing over it would throw good work away.
     """
     path = checkpoint / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("sha256") != _seal(raw):
             raise ValueError("it does not match its own checksum")
+        if raw["format"] != FORMAT:
+            raise ConfigError(
+                f"the checkpoint's format must be {FORMAT}, but is {raw['format']}.",
+                where=str(path),
+                fix="resume with the version of this software that wrote it",
+            )
         files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
         manifest = Manifest(**raw, files=files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"the manifest cannot be read: {error}", where=str(path), fix="an older checkpoint is used"
         ) from error
-    if manifest.format != FORMAT:
-        raise CheckpointError(
-            f"checkpoint format must be {FORMAT}, but is {manifest.format}",
-            where=str(path),
-            fix="resume with the version of this software that wrote it",
-        )
     return manifest
 
 
@@ -116,6 +117,7 @@ def verify(checkpoint: Path) -> Manifest:
 
     Raises:
         CheckpointError: Naming the file whose size or checksum differs.
+        ConfigError: If it is of another format.
     """
     manifest = read_manifest(checkpoint)
     for name, entry in manifest.files.items():

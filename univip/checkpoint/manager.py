@@ -118,6 +118,7 @@ class CheckpointManager:
 
         Raises:
             CheckpointError: If anything differs from its manifest, or it is the checkpoint of another step.
+            ConfigError: If it is of another format.
         """
         manifest = layout.verify(self.path(data_step))
         if manifest.data_step != data_step:  # such as a backup put back under a newer name
@@ -137,7 +138,12 @@ class CheckpointManager:
         return manifests
 
     def newest_good(self, *, healthy_only: bool = False, at_most: int | None = None) -> Found | None:
-        """The newest checkpoint whose every byte is right; damaged ones are reported and passed over."""
+        """The newest checkpoint whose every byte is right; damaged ones are reported and passed over.
+
+        Raises:
+            CheckpointError: If all are damaged.
+            ConfigError: If it is of another format.
+        """
         passed_over: dict[int, str] = {}
         for data_step in reversed(layout.data_steps(self.directory)):
             if (healthy_only and not self.is_healthy(data_step)) or (

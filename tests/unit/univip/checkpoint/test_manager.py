@@ -15,7 +15,7 @@ from torch import Tensor
 
 from univip.checkpoint import layout, writer
 from univip.checkpoint.manager import CheckpointManager, Origin
-from univip.errors import CheckpointError
+from univip.errors import CheckpointError, ConfigError
 
 
 class Numbers:
@@ -161,6 +161,20 @@ def test_an_old_checkpoint_under_a_newer_name_is_passed_over(make: Callable[...,
     assert found is not None
     assert found.data_step == 1
     assert found.passed_over == {2: "the checkpoint must be of data step 2, but is of 1"}
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_stays(
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = make(3)
+    with monkeypatch.context() as newer:
+        newer.setattr(layout, "FORMAT", layout.FORMAT + 1)
+        manager.save(Numbers(6), Origin(), wait=True)
+
+    with pytest.raises(ConfigError, match=f"format must be {layout.FORMAT}, but is {layout.FORMAT + 1}"):
+        manager.newest_good()
+
+    assert layout.data_steps(manager.directory) == [3, 6]
 
 
 def test_no_good_checkpoint_at_all_is_an_error_not_a_fresh_start(
