@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 KINDS = {
     "control": "in process",
+    "control:job": "processes",
     "nan:optimizer": "in process",
     "file:stale": "in process",
     "disk:full": "in process",
@@ -29,7 +30,7 @@ def test_a_short_drill_holds_and_says_how_each_trial_ran(tmp_path: Path) -> None
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
         check=False,
     )
 
