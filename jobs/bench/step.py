@@ -64,8 +64,8 @@ def step(photographs: Path, *, global_batch: int = 32, data_steps: int = 30, war
     """
     with TemporaryDirectory(prefix="univip-bench-") as folder:
         run_dir = Path(folder)
-        config = _setting(photographs, global_batch, warm_up + data_steps)
-        num_images = _make_boxes(config, run_dir)
+        config = setting(photographs, global_batch, warm_up + data_steps)
+        num_images = make_boxes(config, run_dir)
         plan = make_plan(config, num_images, num_micro_batches=1)
         with one_core():
             start, core_start = time.perf_counter(), time.process_time()
@@ -92,7 +92,7 @@ def step(photographs: Path, *, global_batch: int = 32, data_steps: int = 30, war
     )
 
 
-def _setting(photographs: Path, global_batch: int, data_steps: int) -> Config:
+def setting(photographs: Path, global_batch: int, data_steps: int) -> Config:
     """The sizes of the demo, written down here: tuning the demo must not change what is measured."""
     return Config(
         data=DataConfig(root=str(photographs), split="train", workers=0),
@@ -109,7 +109,7 @@ def _setting(photographs: Path, global_batch: int, data_steps: int) -> Config:
     )
 
 
-def _make_boxes(config: Config, run_dir: Path) -> int:
+def make_boxes(config: Config, run_dir: Path) -> int:
     """Prepare a run directory to train from; returns the number of images."""
     index = proposals.prepare(config, run_dir)
     for shard in range(proposals.num_shards(config, run_dir)):
@@ -130,13 +130,13 @@ def _both_sides(config: Config, run_dir: Path, plan: Plan) -> Iterator[tuple[Tim
     stream = load_batches(make_source(config, run_dir, group), config, group.device, range(plan.target))
     for data_step in range(plan.target):
         state.data_step = data_step
-        whole, views = _whole_step(state, stream, buffer, plan, group)
+        whole, views = whole_step(state, stream, buffer, plan, group)
         for param_group in bare_optimizer.param_groups:
             param_group["lr"] = plan.learning_rate(data_step)
         yield whole, _bare_step(bare, bare_optimizer, views, plan.momentum(data_step))
 
 
-def _whole_step(
+def whole_step(
     state: TrainState,
     stream: Generator[Loaded, None, None],
     buffer: GradientBuffer,

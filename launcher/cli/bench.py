@@ -15,6 +15,7 @@ _BENCHMARKS = {
     "proposals": "jobs.bench.proposals:proposals",
     "filter": "jobs.bench.filter:filter_",
     "checkpoint": "jobs.bench.checkpoint:checkpoint",
+    "guard": "jobs.bench.guard:guard",
     "exporter": "monitoring.bench:exporter",
 }
 _ON_FOLDERS = ("checkpoint", "exporter")  # the others look at photographs
@@ -29,8 +30,9 @@ def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     NAME is step: the whole training path, against the bare network on ready-made tensors; proposals:
     selective search, against OpenCV's; filter: both filtered lists of boxes, against one box at a time in
-    Python; checkpoint: time that saves block the training loop, against torch.save in the loop; or exporter:
-    the first scrape of 1,000 runs, against reading every line of one.
+    Python; checkpoint: time that saves block the training loop, against torch.save in the loop; guard: what
+    watches over a step, against the step; or exporter: the first scrape of 1,000 runs, against reading every
+    line of one.
 
     Photographs are those that come with scikit-image; for proposals also your own: `data=coco data.root=...
     data.split=... proposals.mode=...`. Checkpoints (2 GB) and journals (3 GB) are written below TMPDIR.

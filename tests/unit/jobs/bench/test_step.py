@@ -8,8 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 
@@ -17,23 +15,6 @@ from jobs.bench import step as bench
 from jobs.bench.result import Result, one_core
 from launcher.cli.main import run
 from launcher.errors import USAGE
-
-NUM_IMAGES = 6
-
-
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    root = tmp_path / "photographs"
-    (root / "train").mkdir(parents=True)
-    (root / "annotations").mkdir()
-    images = []
-    for number in range(1, NUM_IMAGES + 1):
-        blocks = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        PIL.Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(root / "train" / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "width": 96, "height": 96})
-    document = {"images": images, "annotations": [], "categories": []}
-    (root / "annotations" / "instances_train.json").write_text(json.dumps(document), encoding="utf-8")
-    return root
 
 
 def test_a_step_is_reported_with_exactly_the_promised_keys(photographs: Path) -> None:
