@@ -97,14 +97,14 @@ def _result(
         detected=detected,
         recovered=len(moments) if is_done else 0,
         false_actions=unexplained,
-        seconds=_seconds_to_next_round(steps, moments) if by_new_round else seconds_to_good(steps, moments),
+        seconds=seconds_to_next_round(steps, moments) if by_new_round else seconds_to_good(steps, moments),
         is_equal=digest(run_dir) == calm if calm else None,
         problems=[] if is_done else [f"the job ended with {code}: {run_dir.name}"],
         **proved(run_dir, steps),
     )
 
 
-def _seconds_to_next_round(steps: Sequence[Step], moments: Sequence[float]) -> list[float]:
+def seconds_to_next_round(steps: Sequence[Step], moments: Sequence[float]) -> list[float]:
     """From each death to the next good step, which is one of a later round than any before."""
     found = []
     for moment in moments:
@@ -113,8 +113,9 @@ def _seconds_to_next_round(steps: Sequence[Step], moments: Sequence[float]) -> l
     return found
 
 
-def _restarts(run_dir: Path, cause: str) -> int:
-    return sum(each["kind"] == "restart" and each["cause"] == cause for each in records(run_dir))
+def restarts(run_dir: Path, *causes: str) -> int:
+    """How many new rounds there were, of these causes."""
+    return sum(each["kind"] == "restart" and each["cause"] in causes for each in records(run_dir))
 
 
 def _has_newer(run_dir: Path, data_step: int) -> bool:
@@ -126,7 +127,7 @@ def _has_reached(run_dir: Path, data_step: int) -> bool:
 
 
 def _has_restarted(run_dir: Path, times: int) -> bool:
-    return _restarts(run_dir, "hang") > times
+    return restarts(run_dir, "hang") > times
 
 
 def controls(lab: Lab, number: int, draws: random.Random) -> Result:
@@ -169,7 +170,7 @@ def _again_and_again(
         code,
         moments,
         expected={"restart": len(moments)},
-        detected=_restarts(run_dir, "killed"),
+        detected=restarts(run_dir, "killed"),
         calm=_calm(lab, workers),
     )
 
@@ -180,7 +181,7 @@ def kill_rank(lab: Lab, number: int, draws: random.Random) -> Result:
     def strike(job: Job) -> float:
         ranks = job.until(job.ranks, "a rank")
         how = draws.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-        return _signal(draws.choice(sorted(ranks.values())), how) if ranks else 0.0
+        return send(draws.choice(sorted(ranks.values())), how) if ranks else 0.0
 
     return _again_and_again(lab, number, draws, kind="kill:rank", strike=strike)
 
@@ -192,12 +193,12 @@ def kill_write(lab: Lab, number: int, draws: random.Random) -> Result:
         checkpoints = job.run_dir / "checkpoints"
         job.until(lambda: list(checkpoints.glob(".tmp-step-*")), "a checkpoint write", poll_s=0.0005)
         ranks = job.ranks()
-        return _signal(ranks[0], signal.SIGKILL) if 0 in ranks else 0.0
+        return send(ranks[0], signal.SIGKILL) if 0 in ranks else 0.0
 
     return _again_and_again(lab, number, draws, kind="kill:write", strike=strike)
 
 
-def _signal(pid: int, number: signal.Signals) -> float:
+def send(pid: int, number: signal.Signals) -> float:
     """Send a signal; the time, or 0 if there is no such process any more."""
     moment = time.time()
     with suppress(ProcessLookupError):
@@ -288,7 +289,7 @@ def kill_reader(lab: Lab, number: int, draws: random.Random) -> Result:
 
     def strike(job: Job) -> float:
         readers = job.until(job.readers, "a reader")
-        return _signal(readers[-1], signal.SIGKILL) if readers else 0.0
+        return send(readers[-1], signal.SIGKILL) if readers else 0.0
 
     result = _again_and_again(lab, number, draws, kind="kill:reader", strike=strike, more=("data.workers=1",))
     return replace(result, detected=None)  # a reader is not a rank: its rank fails, and says of what
@@ -304,7 +305,7 @@ def stop_rank(lab: Lab, number: int, draws: random.Random) -> Result:
             job.until(partial(_has_reached, run_dir, goal), f"data step {goal}")
             ranks = job.until(job.ranks, "a rank")
             moments.append(time.time())
-            _signal(draws.choice(sorted(ranks.values())), signal.SIGSTOP)
+            send(draws.choice(sorted(ranks.values())), signal.SIGSTOP)
             job.until(partial(_has_restarted, run_dir, turn), "a restart")
         code = job.wait()
     return _result(
@@ -314,7 +315,7 @@ def stop_rank(lab: Lab, number: int, draws: random.Random) -> Result:
         code,
         moments,
         expected={"restart": len(moments)},
-        detected=_restarts(run_dir, "hang"),
+        detected=restarts(run_dir, "hang"),
         calm=_calm(lab, 2),
     )
 
@@ -348,7 +349,7 @@ def hang_rank(lab: Lab, number: int, draws: random.Random) -> Result:
         code,
         moments,
         expected={"restart": len(moments)},
-        detected=min(named, _restarts(run_dir, "hang")),
+        detected=min(named, restarts(run_dir, "hang")),
         calm=_calm(lab, 2),
     )
 

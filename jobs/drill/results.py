@@ -34,6 +34,7 @@ class Result:
         is_equal: Whether the digest is that of the calm run; None where it need not be.
         replayed: Bad steps that `univip replay` computed again, with the bits of the run.
         replays: Bad steps to compute again.
+        useful: Share of the time that went into steps that count, where faults come as in a real run.
         problems: What went wrong, in words.
         is_last: Whether there is nothing more to try of this kind.
     """
@@ -51,6 +52,7 @@ class Result:
     is_equal: bool | None = None
     replayed: int = 0
     replays: int = 0
+    useful: float | None = None
     problems: list[str] = field(default_factory=list)
     is_last: bool = False
 
@@ -110,6 +112,7 @@ def row(kind: str, how: str, results: Sequence[Result]) -> dict[str, Any]:
         },
         "seconds_p50": _quantile(seconds, 0.5),
         "seconds_p95": _quantile(seconds, 0.95),
+        "useful": min((each.useful for each in results if each.useful is not None), default=None),
         "digest_equal": all(equal) if equal else None,
         "problems": [problem for result in results for problem in result.problems],
         "holds": all(result.holds() for result in results) and any(result.trials for result in results),

@@ -116,6 +116,10 @@ def _say_the_sum(found: dict[str, Any]) -> None:
         f"took       {render.duration(found['seconds'])}",
     )
     for row in found["rows"]:
+        if row["useful"] is not None:
+            render.say(
+                f"useful     {row['useful']:.1%} of the time went into steps that count, under `{row['kind']}`"
+            )
         for problem in row["problems"]:
             render.say(f"{row['kind']}: {problem}")
     if found["failing"]:
