@@ -117,9 +117,7 @@ def _say_the_sum(found: dict[str, Any]) -> None:
     )
     for row in found["rows"]:
         if row["useful"] is not None:
-            render.say(
-                f"useful     {row['useful']:.1%} of the time went into steps that count, under `{row['kind']}`"
-            )
+            render.say(f"useful     {row['useful']:.1%} of the time, with a fault in every minute")
         for problem in row["problems"]:
             render.say(f"{row['kind']}: {problem}")
     if found["failing"]:
