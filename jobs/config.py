@@ -60,6 +60,7 @@ class ClusterConfig:
     kind: ClusterKind = ClusterKind.local
     nodes: NodesConfig = field(default_factory=NodesConfig)
     gpus_per_node: int = 8  # asked of SLURM for training and evaluation
+    gpu_type: str = ""  # as the site calls it, such as a100
     workers_per_node: int = 0  # training processes on a node; 0 = one per GPU, one if there is none
     account: str = ""
     partition: str = ""
@@ -72,6 +73,8 @@ class ClusterConfig:
     shard_cpus: int = 8
     array_parallelism: int = 50  # shards that run at once
     signal_delay_s: int = 120  # warning before the time limit, for a last checkpoint
+    # What starts Python on a node, such as [apptainer, exec, --nv, IMAGE, python3]; empty = this Python.
+    python: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)  # shell lines before the job, such as `module load cuda`
     extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, without the dashes
 

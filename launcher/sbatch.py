@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ class SlurmJob:
     Attributes:
         kinds: What to run, one kind per array element.
         parameters: Of `submitit.SlurmExecutor.update_parameters`, without dependencies.
+        python: What starts Python on a node.
     """
 
     stage: Stage
     run_dir: Path
     kinds: list[str]
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any]
+    python: list[str]
 
     @property
     def folder(self) -> Path:
@@ -64,7 +66,7 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
         kinds = _shards(plan) if stage.kind == "shards" else [stage.kind]
         shards_each = -(-plan.num_shards // len(kinds)) if "/" in kinds[0] else 1
         parameters = _parameters(stage, plan.config.cluster, shards_each=shards_each)
-        jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters))
+        jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters, _python(plan.config.cluster)))
     return jobs
 
 
@@ -88,7 +90,7 @@ def render_slurm(jobs: list[SlurmJob], code: Path) -> list[str]:
 
     scripts = []
     for job, depends_on in zip(jobs, [None, *jobs], strict=False):
-        executor = Renderer(job.folder, python=_python(code))
+        executor = Renderer(job.folder, python=_starter(job, code))
         before = f"<{depends_on.stage.kind}>" if depends_on else None
         executor.update_parameters(**job.parameters, **_dependency(before))
         if len(job.kinds) > 1:
@@ -110,6 +112,7 @@ def trial_jobs(config: Config, run_dir: Path) -> dict[str, SlurmJob]:
             run_dir,
             [kind],
             _parameters(Stage(kind, run_dir.name), config.cluster, shards_each=1),
+            _python(config.cluster),
         )
         for kind in ("shards", "train", "evaluate")
     }
@@ -154,7 +157,7 @@ def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: st
     ids: list[str] = []
     try:
         for job in jobs:
-            executor = SlurmExecutor(job.folder, python=_python(code))
+            executor = SlurmExecutor(job.folder, python=_starter(job, code))
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
             submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
@@ -168,9 +171,13 @@ def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: st
     return ids
 
 
-def _python(code: Path) -> str:
+def _python(cluster: ClusterConfig) -> list[str]:
+    return list(cluster.python) or [sys.executable]
+
+
+def _starter(job: SlurmJob, code: Path) -> str:
     """How submitit starts Python: on that code, and with signals blocked until the job can answer them."""
-    return shlex.join([sys.executable, "-I", "-S", str(code / "jobs" / "blocked.py")])
+    return shlex.join([*job.python, "-I", "-S", str(code / "jobs" / "blocked.py")])
 
 
 def _shards(plan: Plan) -> list[str]:
@@ -199,7 +206,7 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
     asked = {
         **{name: getattr(cluster, name) for name in _TEXTS},
         "mem": f"{math.ceil(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
-        "gpus_per_node": gpus,
+        "gpus_per_node": f"{cluster.gpu_type}:{gpus}" if gpus and cluster.gpu_type else gpus,
         # Of a range of nodes it would make SLURM give the fewest: as many as the tasks it then counts need.
         "ntasks_per_node": 0 if trains else 1,
     }
@@ -226,7 +233,8 @@ def _dependency(job_id: str | None) -> dict[str, str]:
 def _refuse_control_characters(config: Config) -> None:
     """Every text that reaches a script must stay on its line, and a path must mean itself to SLURM."""
     cluster = config.cluster
-    texts = {f"cluster.{name}": getattr(cluster, name) for name in _TEXTS}
+    texts = {f"cluster.{name}": getattr(cluster, name) for name in (*_TEXTS, "gpu_type")}
+    texts |= {f"cluster.python[{number}]": word for number, word in enumerate(cluster.python)}
     texts |= {f"cluster.setup[{number}]": line for number, line in enumerate(cluster.setup)}
     texts |= {f"cluster.extra.{name}": value for name, value in cluster.extra.items()}
     texts["paths.runs"] = config.paths.runs

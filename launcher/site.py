@@ -205,8 +205,9 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
         f"  time_h: {min(cluster.time_h, partition.max_time_h):g}",
         f"  # mem_gb: {memory_mb // 1024}  # all of a node; every stage would ask for it",
     ]
-    if len({kind for nodes in kinds_used for kind in nodes.gpus}) > 1:
-        lines.append("  # constraint: ...  # there are GPUs of several types, see above")
+    types = sorted({kind for nodes in kinds_used for kind in nodes.gpus if kind})
+    if len(types) > 1:
+        lines.append(f"  # gpu_type: {types[0]}  # there are several: {', '.join(types)}")
     return "\n".join(lines) + "\n"
 
 

@@ -137,6 +137,25 @@ def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> N
     assert evaluate["--dependency"] == "afterok:<train>"
 
 
+def test_a_type_of_gpu_is_asked_for_where_gpus_are(tmp_path: Path) -> None:
+    scripts = render_slurm(slurm_jobs(make_plan(tmp_path, replace(CLUSTER, gpu_type="a100"))), CODE)
+
+    asked = [flags(script).get("--gpus-per-node") for script in scripts]
+    assert asked == [None, None, None, "a100:8", "a100:1"]
+
+
+def test_python_may_be_that_of_a_container(tmp_path: Path) -> None:
+    container = ["apptainer", "exec", "--nv", "/images/my univip.sif", "python3"]
+
+    scripts = render_slurm(slurm_jobs(make_plan(tmp_path, replace(CLUSTER, python=container))), CODE)
+
+    for script in scripts:
+        [command] = [line for line in script.splitlines() if line.startswith("srun")]
+        words = shlex.split(command)
+        begin = words.index("apptainer")
+        assert words[begin : begin + 8] == [*container, "-I", "-S", str(BLOCKED)]
+
+
 def test_rendering_writes_nothing_and_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
 

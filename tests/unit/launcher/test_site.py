@@ -146,3 +146,11 @@ def test_a_site_file_is_written_once_and_never_over_another(tmp_path: Path) -> N
     with pytest.raises(RefusedError, match="must not be there yet"):
         write_site_file("a: 2\n", path)
     assert path.read_text() == "a: 1\n"
+
+
+def test_several_types_of_gpus_are_offered_for_choice() -> None:
+    mixed = [Nodes("gpu", 2, 64, 1000, {"a100": 8}), Nodes("gpu", 2, 64, 1000, {"v100": 8})]
+
+    text = site_yaml(Site({"gpu": Partition("gpu")}, mixed, None), ClusterConfig())
+
+    assert "  # gpu_type: a100  # there are several: a100, v100\n" in text
