@@ -46,7 +46,7 @@ def run(
         photographs: Made by `launcher.demo_data`.
         overrides: Of the user.
         kinds: Names, in the order of `KINDS`.
-        trials: Of each kind, at least; of exhaustive kinds as many as there are points.
+        trials: Of each kind, at least and times its `times`; of exhaustive kinds as many as there are points.
         seed: Of everything that is drawn.
         resume: Keep the round trips that an earlier campaign of the same code and request finished.
         tell: Takes one line of progress.
@@ -116,7 +116,7 @@ def _run(
 def _is_enough(kind: Kind, found: Sequence[Result], trials: int) -> bool:
     if found and found[-1].is_last:
         return True
-    return not kind.is_exhaustive and sum(max(result.trials, 1) for result in found) >= trials
+    return not kind.is_exhaustive and sum(max(result.trials, 1) for result in found) >= kind.times * trials
 
 
 def _round_trip(lab: Lab, kind: Kind, number: int, seed: int) -> Result:

@@ -20,6 +20,7 @@ class Kind(NamedTuple):
         how: In this process through the real engine, or with the processes of a real job.
         what: In words.
         is_exhaustive: Whether every point there is counts, and not a number of trials.
+        times: Trials, as a multiple of the number asked for: more of what happens most, fewer of what lasts.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Kind(NamedTuple):
     how: str
     what: str
     is_exhaustive: bool = False
+    times: float = 1.0
 
 
 # A table: one row a kind.
@@ -61,7 +63,7 @@ KINDS = (
     Kind("control:job", "processes:controls", PROCESSES, "a job that nothing happens to"),
     Kind("nan:ranks", "processes:values", PROCESSES, "NaN anywhere, on one of two ranks or both"),
     Kind("flip", "processes:flip", PROCESSES, "a bit of a weight flips on one of three ranks"),
-    Kind("kill:rank", "processes:kill_rank", PROCESSES, "SIGKILL, SIGSEGV or SIGABRT of any rank"),
+    Kind("kill:rank", "processes:kill_rank", PROCESSES, "SIGKILL, SIGSEGV or SIGABRT of any rank", times=4),
     Kind("kill:write", "processes:kill_write", PROCESSES, "SIGKILL of rank 0 while it writes a checkpoint"),
     Kind("kill:agent", "processes:kill_agent", PROCESSES, "SIGKILL of the agent"),
     Kind("kill:all", "processes:kill_all", PROCESSES, "SIGKILL of every process at once"),
@@ -70,6 +72,6 @@ KINDS = (
     Kind("hang:rank", "processes:hang_rank", PROCESSES, "a rank hangs while it makes its views"),
     Kind("preempt", "processes:preempt", PROCESSES, "SIGTERM, as before a time limit; then a new attempt"),
     Kind("world", "processes:world", PROCESSES, "SIGKILL, and another number of ranks: 2, 3, 1, 2"),
-    Kind("minute", "minute:minutes", PROCESSES, "SIGKILL of a rank or reader in every minute"),
+    Kind("minute", "minute:minutes", PROCESSES, "SIGKILL of a rank or reader in every minute", times=0.2),
 )
 # fmt: on

@@ -41,7 +41,8 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     type=click.IntRange(min=1),
     default=TRIALS,
     show_default=True,
-    help="Of each kind, at least; every point of crash and power counts as one.",
+    help="Of each kind, at least: four times as many of kill:rank, a fifth of minute, and every point of "
+    "crash and power.",
 )
 @click.option("--resume", is_flag=True, help="Keep what an earlier drill of the same code finished.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -107,6 +107,15 @@ def test_a_campaign_ends_a_kind_once_it_has_enough_trials(drill: Callable[..., d
     assert found["rows"][0]["trials"] == 4
 
 
+@pytest.mark.parametrize(("times", "expected"), [(4, 12), (1, 4), (0.2, 2)])
+def test_some_kinds_have_more_trials_and_some_fewer(
+    drill: Callable[..., dict[str, Any]], times: float, expected: int
+) -> None:
+    found = drill(lambda lab, number, draws: replace(GOOD, number=number), times=times)
+
+    assert found["rows"][0]["trials"] == expected
+
+
 def test_an_exhaustive_kind_goes_on_to_its_last_point(drill: Callable[..., dict[str, Any]]) -> None:
     found = drill(
         lambda lab, number, draws: replace(GOOD, number=number, is_last=number == 8), is_exhaustive=True
