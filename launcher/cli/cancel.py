@@ -67,6 +67,7 @@ def _signal(run_dir: Path, pid: int, host: str, number: signal.Signals) -> None:
         raise RefusedError(
             f"run `{run_dir.name}` must be cancelled where it runs, which is {host}.",
             where=str(run_dir),
-            fix=f"ssh {host} univip cancel {run_dir}",
+            fix=f"ssh {host} univip cancel {run_dir}; or, if {host} is gone, univip resume {run_dir.name} "
+            "--take-over",
         )
     os.kill(pid, number)

@@ -10,7 +10,8 @@ from launcher.cli import completing
 @click.command()
 @click.argument("run", shell_complete=completing.runs)
 @click.option("--wait", is_flag=True, help="Follow to the end; exit 0 only if every stage is done.")
-def command(run: str, wait: bool) -> None:
+@click.option("--take-over", is_flag=True, help="The machine it ran on is gone: go on with it on this one.")
+def command(run: str, wait: bool, take_over: bool) -> None:
     """Go on with a run that stopped, failed or was cancelled; finished stages are kept."""
     from launcher import render
     from launcher.errors import FAILED
@@ -19,6 +20,11 @@ def command(run: str, wait: bool) -> None:
     from launcher.submission import submit
 
     run_dir = find_run(run)
+    if take_over:
+        from launcher import takeover
+
+        hosts = takeover.take_over(run_dir)
+        render.say(f"taken over from {', '.join(hosts)}" if hosts else "nobody to take it over from")
     plan = plan_again(run_dir)
     render.say(*plan.lines())
     typed = run_dir / "overrides.txt"  # boxes made for a training have none
