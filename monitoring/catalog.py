@@ -140,6 +140,7 @@ KINDS = (
     }),
     Kind("restore", "Training state was loaded.", {
         "checkpoint": "Its name.",
+        "source": "memory, where rank 0 still held it after writing it, or disk.",
         "seconds": "Time to find, verify and load it.",
         "passed_over{}": "Damaged newer checkpoints, with why.",
     }),

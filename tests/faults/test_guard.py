@@ -86,3 +86,18 @@ def test_a_bit_that_flips_on_one_rank_is_found_and_the_rank_named(runs: Runs, st
     # No data were at fault, so none are jumped over: the run ends as if nothing had happened.
     assert rollback["window_start"] == rollback["window_stop"]
     assert run.digest() == runs.undisturbed(3).digest()
+
+
+def test_two_ranks_take_the_same_bits_from_the_memory_of_one_and_from_the_disk(
+    runs: Runs, start: START
+) -> None:
+    cadence = ["checkpoint.every_steps=10"]  # so that the newest checkpoint is the target
+    from_memory = runs.undisturbed(2, plant="nan:parameter@15", overrides=cadence)
+    run = runs.new("forgot", workers=2, overrides=cadence)
+    job = start(run, plant="kill:1@14,nan:parameter@15")  # the processes that wrote it are gone by then
+
+    assert job.wait() == 0, job.stderr
+    assert [record["source"] for record in from_memory.records("restore")] == ["memory"] * 2
+    assert [record["source"] for record in run.records("restore")] == ["disk"] * 4
+    assert [each["target"] for each in [*from_memory.ledger("rollback"), *run.ledger("rollback")]] == [10, 10]
+    assert run.digest() == from_memory.digest()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from univip.atomic import sync, write_text
 from univip.checkpoint import layout, writer
+from univip.checkpoint.bits import sums_of_bits
 from univip.checkpoint.layout import Manifest
 from univip.errors import CheckpointError
 from univip.observe import NullObserver, Observer
@@ -53,6 +54,15 @@ class Found(NamedTuple):
 
     data_step: int
     passed_over: dict[int, str]
+    in_memory: bool = False  # its state is `CheckpointManager.held`
+
+
+class Held(NamedTuple):
+    """The state of a checkpoint that is on the disk, in host memory still."""
+
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    sums: dict[str, int]  # of their bits, before they were written
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class CheckpointManager:
             0.0,
         )  # data step and Unix time of the newest durable checkpoint of this process
         self._host: dict[str, Tensor] = {}  # what is written, by name; kept, as fresh memory is slow to touch
+        self.held: Held | None = None  # the newest save, from when it is on the disk until the next begins
         self.unfit: set[int] = set()  # data steps of checkpoints that can never become healthy
         self._pruning = threading.Lock()  # the writing thread prunes
         self._thread: threading.Thread | None = None
@@ -137,8 +148,15 @@ class CheckpointManager:
                 manifests[data_step] = layout.read_manifest(self.path(data_step))
         return manifests
 
-    def newest_good(self, *, healthy_only: bool = False, at_most: int | None = None) -> Found | None:
+    def newest_good(
+        self, *, healthy_only: bool = False, at_most: int | None = None, or_held: bool = False
+    ) -> Found | None:
         """The newest checkpoint whose every byte is right; damaged ones are reported and passed over.
+
+        Args:
+            healthy_only: Only targets of rollbacks.
+            at_most: Only those up to this data step.
+            or_held: Take one whose state is held in memory, and good there, without reading it from the disk.
 
         Raises:
             CheckpointError: If all are damaged.
@@ -150,6 +168,8 @@ class CheckpointManager:
                 at_most is not None and data_step > at_most
             ):
                 continue
+            if or_held and self._holds(data_step):
+                return Found(data_step, passed_over, in_memory=True)
             try:
                 self.verify(data_step)
             except CheckpointError as error:
@@ -166,6 +186,33 @@ class CheckpointManager:
                 fix="restore one from a backup, or start a new run with another `train.seed=`",
             )
         return None
+
+    def _holds(self, data_step: int) -> bool:
+        """Whether memory holds the state of this checkpoint, with the bits that were written.
+
+        The manifest must be the one that was written, too, and the size of the file: a checkpoint that is
+        missing, cut off or another one since is no target, whether or not this process happens to remember
+        it. Damage that keeps the size goes unseen here, and does no harm: memory is right, and a process that
+        was started since would have found it, gone back further and written this checkpoint anew.
+        """
+        if self.held is None or self.held.manifest.data_step != data_step:
+            return False
+        written = self.held.manifest
+        try:
+            manifest = layout.read_manifest(self.path(data_step))
+            size_bytes = (self.path(data_step) / layout.TENSORS).stat().st_size
+        except (CheckpointError, OSError):
+            return False  # `verify` says what is wrong with it
+        if manifest.to_json() != written.to_json() or size_bytes != written.files[layout.TENSORS].size_bytes:
+            return False
+        if sums_of_bits(self.held.tensors) != self.held.sums:
+            _logger.warning(
+                "the copy of %s in memory has changed since it was made: the memory of this machine may be "
+                "failing; the disk is read instead",
+                layout.name_of(data_step),
+            )
+            return False
+        return True
 
     def load(self, data_step: int, state: Snapshot) -> Manifest:
         """Put one checkpoint into a training state; checksums are `newest_good`'s work.
@@ -198,6 +245,7 @@ class CheckpointManager:
         """
         start = time.perf_counter()
         self.wait()
+        self.held = None  # its memory is filled anew
         self._host = _to_host(state.tensors(), self._host)
         manifest = Manifest(
             format=layout.FORMAT,
@@ -235,7 +283,8 @@ class CheckpointManager:
     def _write(self, tensors: dict[str, Tensor], manifest: Manifest, blocked_s: float) -> None:
         start = time.perf_counter()
         try:
-            size_bytes = writer.write(self.directory, tensors, manifest, still_owner=self.still_owner)
+            sums = sums_of_bits(tensors)
+            written = writer.write(self.directory, tensors, manifest, still_owner=self.still_owner)
         except Exception as error:  # noqa: BLE001 - of any kind: nobody else would hear of it in this thread
             self._error = error
             self.observer.record(
@@ -247,12 +296,13 @@ class CheckpointManager:
                 background_s=time.perf_counter() - start,
             )
             return
+        self.held = Held(written, tensors, sums)
         self.last_success = (manifest.data_step, time.time())
         self.observer.record(
             "checkpoint",
             data_step=manifest.data_step,
             outcome="success",
-            bytes=size_bytes,
+            bytes=sum(entry.size_bytes for entry in written.files.values()),
             blocked_s=blocked_s,
             background_s=time.perf_counter() - start,
         )

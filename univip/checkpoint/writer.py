@@ -27,7 +27,7 @@ from univip.errors import CheckpointError
 
 def write(
     directory: Path, tensors: Mapping[str, Tensor], manifest: Manifest, *, still_owner: Callable[[], bool]
-) -> int:
+) -> Manifest:
     """Write one checkpoint and point `latest` at it.
 
     Args:
@@ -37,7 +37,7 @@ def write(
         still_owner: Asked just before the rename: False if a newer attempt or round owns the run.
 
     Returns:
-        Bytes written.
+        The manifest as written.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; earlier checkpoints are untouched.
@@ -75,7 +75,7 @@ def write(
         raise
     sync(directory)
     write_text(directory / layout.LATEST, name)
-    return size_bytes
+    return complete
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

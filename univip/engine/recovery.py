@@ -60,6 +60,7 @@ class Decided(NamedTuple):
 
     target: int
     line: int
+    in_memory: bool  # the state to return to is held by the manager
 
 
 class Recovery:
@@ -117,7 +118,8 @@ class Recovery:
         if rung.spent:
             self.ledger.append("exhausted", at=bad_step, rollbacks=decisions.line, option=rung.spent)
             return Exhausted(rung.spent, decisions.line)
-        target = self._target(bad_step, rung)
+        found = self._target(bad_step, rung)
+        target = found.data_step
         window = self._window(bad_step, judgement, target)
         why = reason_of(judgement)
         self.ledger.append(
@@ -137,15 +139,15 @@ class Recovery:
             abandoned=len(newer),
             **why,
         )
-        return Decided(target, decisions.line + 1)
+        return Decided(target, decisions.line + 1, found.in_memory)
 
-    def _target(self, bad_step: int, rung: Rung) -> int:
+    def _target(self, bad_step: int, rung: Rung) -> Found:
         """The newest healthy checkpoint; if it may not be, the newest older one that is left."""
         bounds = [bad_step] if rung.older_than is None else [rung.older_than - 1, rung.older_than, bad_step]
         for at_most in bounds:
-            found = self.manager.newest_good(healthy_only=True, at_most=at_most)
+            found = self.manager.newest_good(healthy_only=True, at_most=at_most, or_held=True)
             if found is not None:
-                return found.data_step
+                return found
         raise CheckpointError(
             "there is no healthy checkpoint to return to",
             where=str(self.manager.directory),

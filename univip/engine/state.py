@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from univip.checkpoint.bits import sums_of_bits
 from univip.errors import CheckpointError
 from univip.resilience.guard import Guard
 from univip.types import Method
@@ -118,24 +119,13 @@ class TrainState:
         )
 
     def digest(self) -> dict[str, int]:
-        """Sums of the bits of each tensor, as integers: equal replicas have equal ones; one host sync.
-
-        A flipped bit changes its sum by a power of two, and so always.
-        """
-        tensors = {name: value for name, value in self.tensors().items() if value.numel()}
-        sums = [_bits(value).sum(dtype=torch.int64) for value in tensors.values()]
-        return dict(zip(tensors, torch.stack(sums).tolist(), strict=True))
+        """Sums of the bits of each tensor, as integers: equal replicas have equal ones; one host sync."""
+        return sums_of_bits(self.tensors())
 
     def _network_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for side, module in (("online", self.method.online), ("target", self.method.target)):
             for name, value in module.state_dict().items():
                 yield f"{side}.{name}", value
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor as integers of its element size."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.detach().contiguous().view(integers[tensor.element_size()])
 
 
 def _integer(facts: dict[str, object], name: str) -> int:

@@ -256,7 +256,7 @@ class Trainer:
                 fix="read the `rollback` records of ledger.jsonl; to go on, submit the same request with "
                 f"{decision['option']}={budget}",
             )
-        self._load(decision["target"], start, {})
+        self._load(decision["target"], start, {}, in_memory=decision["in_memory"])
         self.origin = replace(self.origin, line=decision["line"])
         self.probation.clear()
         self.reporter.forget()
@@ -278,18 +278,38 @@ class Trainer:
     # --- small acts
     # -----------------------------------------------------------------------------------------------
 
-    def _load(self, data_step: int, start: float, passed_over: dict[int, str]) -> None:
+    def _load(
+        self, data_step: int, start: float, passed_over: dict[int, str], *, in_memory: bool = False
+    ) -> None:
         """Take the state of a checkpoint; `start` is when looking for it began."""
-        self.manager.load(data_step, self.state)
+        if in_memory:
+            self._take_from_memory()
+        else:
+            self.manager.load(data_step, self.state)
         self.settings.faults.happened.clear()
         self.observer.record(
             "restore",
             step=self.state.step,
             data_step=self.state.data_step,
             checkpoint=layout.name_of(data_step),
+            source="memory" if in_memory else "disk",
             seconds=time.perf_counter() - start,
             passed_over={layout.name_of(each): why for each, why in passed_over.items()},
         )
+
+    def _take_from_memory(self) -> None:
+        """Take the state that rank 0 holds.
+
+        Rank 0 alone has made and checked a copy, and sends it: a copy on every rank would take their number
+        times the memory of a node, and every one of them would be another that may be wrong.
+        """
+        if self.group.is_main:
+            assert self.manager.held is not None
+            self.state.load(self.manager.held.tensors, self.manager.held.manifest.facts)
+        facts = self.group.broadcast(self.state.facts())
+        tensors = self.group.broadcast_tensors(self.state.tensors())
+        if not self.group.is_main:
+            self.state.load(tensors, facts)
 
     def _decide(self) -> dict[str, Any]:
         """Rank 0's decision about a rollback, as it is broadcast."""

@@ -89,9 +89,11 @@ def test_host_memory_is_taken_once_and_again_only_where_a_tensor_is_another(
 ) -> None:
     written: list[dict[str, tuple[int, list[float]]]] = []
 
-    def write(directory: Path, tensors: dict[str, Tensor], *rest: object, **named: object) -> int:
+    def write(
+        directory: Path, tensors: dict[str, Tensor], manifest: layout.Manifest, **named: object
+    ) -> layout.Manifest:
         written.append({name: (value.data_ptr(), value.tolist()) for name, value in tensors.items()})
-        return 0
+        return manifest
 
     monkeypatch.setattr(writer, "write", write)
     manager, state = make(), Numbers()
@@ -320,3 +322,82 @@ def test_the_digest_depends_on_names_shapes_and_bytes_and_on_nothing_else(tmp_pa
     assert digest("shape", {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}) != base
     assert digest("name", {"c": torch.arange(6.0), "b": torch.ones(2)}) != base
     assert digest("bytes", {"a": torch.arange(6.0), "b": torch.ones(2) + 1e-7}) != base
+
+
+def test_a_state_held_in_memory_is_found_without_reading_the_disk(
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = make(1, 2)
+    monkeypatch.setattr(layout, "checksum", lambda path: pytest.fail(f"{path} was read"))
+
+    found = manager.newest_good(or_held=True)
+
+    assert found == (2, {}, True)
+    assert manager.held is not None
+    assert torch.equal(manager.held.tensors["a"], torch.full((3, 2), 2.0))
+    assert manager.held.manifest == layout.read_manifest(manager.path(2))
+
+
+def test_memory_is_no_reason_to_take_a_checkpoint_that_may_not_be_a_target(
+    make: Callable[..., CheckpointManager],
+) -> None:
+    manager = make(1, 2)
+    manager.mark_healthy(1)
+
+    assert manager.newest_good(healthy_only=True, or_held=True) == (1, {}, False)
+    assert manager.newest_good(at_most=1, or_held=True) == (1, {}, False)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_bit_that_flips_in_memory_sends_a_rollback_to_the_disk(
+    make: Callable[..., CheckpointManager], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = make(1, 2)
+    assert manager.held is not None
+    manager.held.tensors[name].view(-1)[-1:].view(torch.uint8)[0] ^= 1
+
+    assert manager.newest_good(or_held=True) == (2, {}, False)
+    assert "the copy of step-000000002 in memory has changed" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["cut off", "no manifest", "an older one", "written by another process"])
+def test_memory_does_not_stand_for_a_checkpoint_that_is_not_on_the_disk_as_it_was_written(
+    make: Callable[..., CheckpointManager], what: str
+) -> None:
+    manager, other = make(1, 2), make()
+    if what == "cut off":
+        path = manager.path(2) / layout.TENSORS
+        path.write_bytes(path.read_bytes()[:-1])
+    elif what == "no manifest":
+        (manager.path(2) / layout.MANIFEST).unlink()
+    elif what == "an older one":
+        shutil.rmtree(manager.path(2))
+        shutil.copytree(manager.path(1), manager.path(2))
+    else:
+        shutil.rmtree(manager.path(2))
+        other.save(Numbers(2), Origin(line=1), wait=True)
+
+    found = manager.newest_good(or_held=True)
+
+    is_there = what == "written by another process"
+    assert found is not None
+    assert (found.data_step, found.in_memory) == (2 if is_there else 1, False)
+
+
+def test_nothing_is_held_while_a_checkpoint_is_written_and_after_it_could_not_be(
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = make(1)
+    during: list[object] = []
+
+    def full(*_: object) -> None:
+        during.append(manager.held)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "save_file", full)
+    manager.save(Numbers(2), Origin())
+    manager.wait()
+
+    assert during == [None]
+    assert manager.held is None
+    assert manager.newest_good(or_held=True) == (1, {}, False)

@@ -226,6 +226,55 @@ def test_a_rollback_ends_like_a_run_that_jumped_over_the_window_from_the_start(t
     assert rollback["steps_discarded"] == 3
 
 
+def flip(tensor: Tensor) -> None:
+    tensor.view(-1)[:1].view(torch.uint8)[0] ^= 1
+
+
+# What happens to the state that is held, before the rollback -> where the rollback takes its state from.
+SOURCES: dict[str, tuple[Callable[[CheckpointManager], object], str]] = {
+    "held": (lambda manager: None, "memory"),
+    "flipped": (lambda manager: flip(next(iter(manager._host.values()))), "disk"),
+    "gone": (lambda manager: setattr(manager, "held", None), "disk"),
+}
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_a_rollback_ends_with_the_same_bits_from_memory_and_from_the_disk(tmp_path: Path, case: str) -> None:
+    happens, source = SOURCES[case]
+    for name in ("rolled", "jumped"):
+        (tmp_path / name).mkdir()
+    Ledger(tmp_path / "jumped" / "ledger.jsonl").append("rollback", target=0, at=7, window=[6, 8])
+    events = Events()
+    trainer = make_trainer(tmp_path / "rolled", plant="nan:parameter@7", every_steps=4, events=events)
+    decide = trainer.recovery.roll_back
+
+    def decide_after(*arguments: Any) -> object:
+        trainer.manager.wait()
+        happens(trainer.manager)
+        return decide(*arguments)
+
+    trainer.recovery.roll_back = decide_after  # type: ignore[method-assign, assignment]
+    trainer.run()
+    make_trainer(tmp_path / "jumped", every_steps=4).run()
+
+    # Of the checkpoints 0 and 4, the newest is the target: it saw three good steps.
+    assert [(each["target"], each["abandoned"]) for each in events.of("rollback")] == [(4, 0)]
+    assert [(each["checkpoint"], each["source"]) for each in events.of("restore")] == [
+        ("step-000000004", source)
+    ]
+    assert digest(tmp_path / "rolled") == digest(tmp_path / "jumped")
+
+
+def test_a_rollback_to_an_older_checkpoint_than_the_newest_reads_the_disk(tmp_path: Path) -> None:
+    events = Events()
+
+    make_trainer(tmp_path, plant="nan:parameter@7", events=events).run()
+
+    assert [(each["checkpoint"], each["source"]) for each in events.of("restore")] == [
+        ("step-000000004", "disk")
+    ]
+
+
 @pytest.mark.parametrize("place", ["buffer", "optimizer", "target"])
 def test_damage_anywhere_in_the_state_is_rolled_back_before_a_step_takes_it(
     tmp_path: Path, place: str
