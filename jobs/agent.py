@@ -4,7 +4,8 @@ torch's elastic agent starts the workers and notices a dead one; it restarts not
 leaves an outcome file, and the loop here decides from those: 76 and 77 end the job, 75 asks for a requeue,
 anything else is a new round, on a budget that refills whenever a round made progress. The nodes of a job
 agree through `jobs/nodes.py`. Workers are forked from a server that has everything loaded already, so a new
-round costs a fraction of a second instead of an import.
+round costs a fraction of a second instead of an import. A node that fails its pre-flight at the start of an
+attempt takes no part in it.
 
 SIGTERM and SIGUSR2 make a `stop` file that rank 0 watches: the workers write a checkpoint and end with 75.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jobs import slurm
+from jobs import slurm, unfit
 from jobs.attempts import STOP_FILE, Attempt, own_view, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
@@ -56,8 +57,18 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     ):
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
         _tell_of_the_last(run_dir, attempt, journal)
-        nodes = First(slurm.Execution.here(), attempt.number, in_order=ENDED)
-        number, outcome = _rounds(config, run_dir, attempt, journal, nodes)
+
+        def leave_out(node: int, what: str) -> None:
+            unfit.failed_preflight(run_dir, attempt, slurm.host_of(node), what, journal)
+
+        here = slurm.Execution.here()
+        nodes = First(here, attempt.number, in_order=ENDED, on_unfit=leave_out)
+        if what := _preflight(config, run_dir, attempt, node=0):
+            leave_out(0, what)
+            message = f"{slurm.host_of(0)}, which leads the others, failed its pre-flight: {what}"
+            number, outcome = 0, unfit.outcome(run_dir, attempt, message)
+        else:
+            number, outcome = _rounds(config, run_dir, attempt, journal, nodes)
         nodes.end(number, outcome)
         journal.record("run", state=_STATES.get(ExitCode(outcome.exit_code), "failed"))
     return outcome
@@ -86,6 +97,8 @@ def follow(config: Config, run_dir: Path) -> Outcome:
                 Journal(run_dir, attempt=mine.number, source=f"agent{here.node}") as journal,
                 gpu.recorded(journal, here.node, mine.host),
             ):
+                if what := _preflight(config, run_dir, mine, node=here.node):
+                    return nodes.stay_out(f"{mine.host}: {what}")
                 return _follow_rounds(config, run_dir, mine, nodes)
         except (DistError, RuntimeError):
             traceback.print_exc()
@@ -103,6 +116,20 @@ def _follow_rounds(config: Config, run_dir: Path, mine: Attempt, nodes: Follower
         outcome = nodes.verdict(number)
         if outcome is not None:
             return outcome
+
+
+def _preflight(config: Config, run_dir: Path, mine: Attempt, *, node: int) -> str:
+    """What is wrong with this node; empty if nothing is, or nobody wants to know."""
+    if not config.resilience.preflight:
+        return ""
+    from jobs.preflight import fault_of_node
+    from univip.resilience.faults import breaks_preflight
+
+    return fault_of_node(
+        mine.directory(run_dir),
+        workers=_workers_per_node(config),
+        is_broken=breaks_preflight(node, mine.number),
+    )
 
 
 def _prepare(directory: Path | None) -> None:
@@ -169,8 +196,10 @@ def _decide_round(config: Config, run_dir: Path, attempt: Attempt, number: int, 
         members = nodes.gather(number, config.cluster.nodes.min)
         own = _run_round(config, run_dir, attempt, number, nodes, members)
         reports, lost = nodes.collect(number, members, own)
+        for node in lost:
+            unfit.lost(run_dir, attempt, slurm.host_of(node))
     except TooFewNodesError as error:
-        return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, str(error))
+        return unfit.outcome(run_dir, attempt, str(error))
     except Exception as error:  # noqa: BLE001 - of the rendezvous, say: a new round may do better
         traceback.print_exc()
         return Outcome.of_error(error)

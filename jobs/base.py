@@ -24,6 +24,7 @@ from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header,
 from jobs.identity import changed_keys
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import CANCELLED_FILE
+from jobs.unfit import unfit_hosts
 from monitoring.journal import Journal
 from univip.atomic import write_text
 from univip.errors import ConfigError, UnivipError
@@ -98,8 +99,10 @@ def _run_in_slurm(kind: str, run_dir: str) -> int:
     else:
         outcome = _attempt(kind, Path(run_dir))
         is_to_go_on = outcome.cause != Cause.CANCELLED
-    if outcome.exit_code == ExitCode.REQUEUE and is_to_go_on and (refusal := slurm.requeue(here)):
-        sys.stderr.write(f"job {here.job_id} is not back in the queue: {refusal}\n")
+    if outcome.exit_code == ExitCode.REQUEUE and is_to_go_on:
+        unfit = unfit_hosts(Path(run_dir), now=time.time())
+        if refusal := slurm.requeue(here, without=unfit):
+            sys.stderr.write(f"SLURM did not put job {here.job_id} back as asked: {refusal}\n")
     return outcome.exit_code
 
 

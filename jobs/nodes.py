@@ -9,6 +9,7 @@ would have to share.
     round         the first      the round that is being gathered, or is under way
     ready/K       node K         the round it wants to take part in next
     beat/K        node K         grows as long as its agent lives
+    unfit/K       node K         why it takes no part: its pre-flight
     N/members     the first      nodes of round N, in the order of their ranks
     N/over        the first      whoever still works on round N is to end it
     N/report/K    node K         how its part of round N ended
@@ -25,6 +26,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -120,15 +122,25 @@ class First(Nodes):
         here: This execution.
         attempt: Number of the attempt.
         in_order: Exit code of a worker that ended in order.
+        on_unfit: Told once of each node that takes no part, and why.
     """
 
-    def __init__(self, here: Execution, attempt: int, *, in_order: int) -> None:
+    def __init__(
+        self,
+        here: Execution,
+        attempt: int,
+        *,
+        in_order: int,
+        on_unfit: Callable[[int, str], None] = lambda node, what: None,
+    ) -> None:
         host, port = _endpoint(here)
         store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S)
         )
         super().__init__(here, store)
         self._in_order = in_order
+        self._on_unfit = on_unfit
+        self._unfit: dict[int, str] = {}
         self._beats: dict[int, tuple[int, float]] = {}  # newest beat of a node, and when it was first seen
         self._members = list(range(here.num_nodes))
         self._next_look = 0.0
@@ -146,8 +158,9 @@ class First(Nodes):
         begun, asked_after_s = time.monotonic(), _ASK_SLURM_S
         while True:
             waited_s = time.monotonic() - begun
+            self._learn_unfit()
             members = [0, *(node for node in self._others() if self._wants(node) == number)]
-            missing = [node for node in self._members if node not in members]
+            missing = [node for node in self._members if node not in members and node not in self._unfit]
             patience_s = JOIN_TIMEOUT_S if number == 0 or len(members) < minimum else _LAST_CALL_S
             if number and any(self._is_alive(node) for node in missing):
                 patience_s = JOIN_TIMEOUT_S
@@ -159,7 +172,9 @@ class First(Nodes):
                     break
             time.sleep(_POLL_S)
         if len(members) < minimum:
-            raise TooFewNodesError(f"{len(members)} nodes are left, and {minimum} are needed")
+            why = [f"node {node} failed its pre-flight: {what}" for node, what in self._unfit.items()]
+            few = f"{len(members)} nodes are left, and {minimum} are needed"
+            raise TooFewNodesError("; ".join([few, *why]))
         self._members = members
         self._set(f"{number}/members", json.dumps(members))
         return members
@@ -169,6 +184,7 @@ class First(Nodes):
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
+        self._learn_unfit()
         if any(self._wants(node) > number for node in self._others() if node not in members):
             self.stop_round.touch()
         for node in members[1:]:
@@ -202,6 +218,12 @@ class First(Nodes):
         for node in self._others():
             while self._is_alive(node) and not self._has(f"bye/{node}") and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
+
+    def _learn_unfit(self) -> None:
+        for node in self._others():
+            if node not in self._unfit and self._has(f"unfit/{node}"):
+                self._unfit[node] = self._store.get(f"unfit/{node}").decode()
+                self._on_unfit(node, self._unfit[node])
 
     def _others(self) -> range:
         return range(1, self.here.num_nodes)
@@ -249,6 +271,13 @@ class Follower(Nodes):
     def close(self) -> None:
         """Give no further sign."""
         self._closed.set()
+
+    def stay_out(self, what: str) -> Outcome:
+        """Tell why this node takes no part, and wait for the end of the attempt."""
+        self._set(f"unfit/{self.here.node}", what)
+        while (outcome := self._last_verdict()) is None:
+            time.sleep(_POLL_S)
+        return outcome
 
     def wait_for_round(self) -> tuple[int, list[int]] | Outcome:
         """The next round that this node takes part in, and all nodes that do; or how the attempt ended."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from univip.atomic import write_text
-from univip.errors import ConfigError, DataError, RollbackExhaustedError, UnivipError
+from univip.errors import ConfigError, DataError, PreflightError, RollbackExhaustedError, UnivipError
 
 
 class ExitCode(IntEnum):
@@ -66,6 +66,8 @@ class Outcome:
             return cls(ExitCode.REFUSED, Cause.REFUSED, message)
         if isinstance(error, RollbackExhaustedError):
             return cls(ExitCode.EXHAUSTED, Cause.NONFINITE, message)
+        if isinstance(error, PreflightError):
+            return cls(ExitCode.CRASH, Cause.NODE_FAILURE, message)
         if isinstance(error, MemoryError):
             return cls(ExitCode.CRASH, Cause.OUT_OF_MEMORY, message)
         if _is_full_disk(error):

@@ -8,9 +8,11 @@ nothing is known. Torch-free.
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.outcomes import Cause
@@ -148,18 +150,40 @@ def num_nodes(mine: Execution) -> int:
         return mine.num_nodes
 
 
-def requeue(mine: Execution) -> str:
+def host_of(node: int) -> str:
+    """Name of a node of this job, as SLURM knows it; outside of SLURM that of this machine."""
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        return socket.gethostname()
+    from submitit.slurm.slurm import _parse_node_list
+
+    return str(_parse_node_list(nodes)[node])
+
+
+def requeue(mine: Execution, *, without: Sequence[str] = ()) -> str:
     """Put this job back into the queue, whose processes SLURM then ends.
+
+    Args:
+        mine: This execution.
+        without: Nodes that it shall not be given again, beside those that it had asked to be left out.
 
     Returns:
         What SLURM said against it; empty if it did as asked.
     """
+    # What SLURM starts to end meanwhile must not end scontrol, which takes over what is blocked here.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         _run(["scontrol", "requeue", mine.job_id])
+        if without:  # refused while a job runs
+            asked = _show(mine.job_id).get("ExcNodeList", "(null)")
+            nodes = ",".join(without) if asked == "(null)" else ",".join([asked, *without])
+            _run(["scontrol", "update", f"JobId={mine.job_id}", f"ExcNodeList={nodes}"])
     except subprocess.CalledProcessError as error:
         return str(error.stderr).strip()
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return ""
 
 

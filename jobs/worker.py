@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ from monitoring.journal import Journal
 from univip.engine.distributed import Group
 from univip.engine.reporting import Totals
 from univip.engine.trainer import Ending
+from univip.errors import PreflightError
+from univip.resilience import preflight
 
 _STOP_POLL_S = 0.5
 _AGENT_POLL_S = 0.5
@@ -123,10 +126,15 @@ def _train(
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
     try:
         journal.record("round", world_size=size)
+        group = Group(rank, size, device)
+        # In each round: it costs milliseconds, and one that it has ended must not be followed by one without.
+        if config.resilience.preflight and (wrong := preflight.wrong_sum(group)):
+            fix = "leave its node out: +cluster.extra.exclude=NODE"
+            raise PreflightError(f"rank {rank}: {wrong}", where=socket.gethostname(), fix=fix)
         return train.train_rank(
             config,
             run_dir,
-            group=Group(rank, size, device),
+            group=group,
             observer=journal,
             stop_requested=_stop_poll(
                 attempt.directory(run_dir) / STOP_FILE,

@@ -46,6 +46,7 @@ class Plan:
         proposals: Header of the run that holds the boxes; None where the method needs none, where it is the
             run that is asked for, or where another user has made them.
         refused: Names of the photographs left out, by reason.
+        unfit: Nodes of SLURM that its jobs shall not be given, beside those that the configuration excludes.
     """
 
     config: Config
@@ -55,6 +56,7 @@ class Plan:
     num_shards: int
     data_steps: int
     refused: dict[str, list[str]]
+    unfit: tuple[str, ...] = ()
 
     @property
     def run_dir(self) -> Path:

@@ -61,12 +61,16 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
     """
     runs = Path(plan.config.paths.runs)
     _refuse_control_characters(plan.config)
+    cluster = plan.config.cluster
+    if plan.unfit:
+        excluded = ",".join([*filter(None, [cluster.extra.get("exclude")]), *plan.unfit])
+        cluster = replace(cluster, extra={**cluster.extra, "exclude": excluded})
     jobs = []
     for stage in plan.request.remaining(runs) if stages is None else stages:
         kinds = _shards(plan) if stage.kind == "shards" else [stage.kind]
         shards_each = -(-plan.num_shards // len(kinds)) if "/" in kinds[0] else 1
-        parameters = _parameters(stage, plan.config.cluster, shards_each=shards_each)
-        jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters, _python(plan.config.cluster)))
+        parameters = _parameters(stage, cluster, shards_each=shards_each)
+        jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters, _python(cluster)))
     return jobs
 
 

@@ -4,20 +4,22 @@ SLURM queues a job again by itself after a preemption or the loss of a node; not
 too often, whose memory was too small, or that could not be queued again. What a person must look at stays: a
 spent budget (76), wrong data or configuration (77), and what somebody cancelled. A budget for each cause
 refills with progress, and pauses grow; both are counted from the ledger, where each decision is written
-before it is carried out.
+before it is carried out. Nodes that failed their pre-flight, or were lost twice, are left out for a day.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jobs import unfit
 from jobs.attempts import read_attempts
 from jobs.outcomes import Cause, ExitCode
 from jobs.requests import Request
 from launcher.runs import RunState, State, SubmittedJobs, read_state
+from launcher.slurm import ask
 from univip.checkpoint import layout
 from univip.errors import UnivipError
 from univip.resilience.ledger import Ledger
@@ -37,12 +39,14 @@ class Decision:
         why: In words.
         cause: What ended it.
         progress: Data step of its newest checkpoint and stages that are done; equal where nothing was won.
+        without: Nodes that it shall not be given again.
     """
 
     resubmit: bool
     why: str
     cause: str = ""
     progress: str = ""
+    without: tuple[str, ...] = ()
 
 
 def decide(run_dir: Path, *, now: float) -> Decision | None:
@@ -77,7 +81,9 @@ def decide(run_dir: Path, *, now: float) -> Decision | None:
     wait_s = before[-1]["time"] + pause_s - now if before else 0.0
     if wait_s > 0:
         return Decision(False, f"waits {wait_s:.0f} s before it is resubmitted for {cause}", cause, progress)
-    return Decision(True, f"resubmitted in {state.stage}: {cause}", cause, progress)
+    without = _unfit(run_dir, cause, now=now)
+    why = f"resubmitted in {state.stage}: {cause}{'; without ' if without else ''}{', '.join(without)}"
+    return Decision(True, why, cause, progress, without)
 
 
 def resubmit(run_dir: Path, decision: Decision) -> None:
@@ -85,12 +91,21 @@ def resubmit(run_dir: Path, decision: Decision) -> None:
     from launcher.plan import plan_again
     from launcher.submission import submit
 
-    plan = plan_again(run_dir)
-    fields = {"cause": decision.cause, "progress": decision.progress}
+    plan = replace(plan_again(run_dir), unfit=decision.without)
+    fields = {"cause": decision.cause, "progress": decision.progress, "without": decision.without}
     Ledger(run_dir / "ledger.jsonl").append("supervise", **fields)
     typed = run_dir / "overrides.txt"
     overrides = typed.read_text(encoding="utf-8").splitlines() if typed.exists() else []
     submit(plan, overrides, keeps_code=True)
+
+
+def _unfit(run_dir: Path, cause: str, *, now: float) -> tuple[str, ...]:
+    """Nodes to leave out, of those that SLURM still has: it refuses a job that names another one."""
+    last = read_attempts(run_dir)[-1:]
+    lost = next((each for each in last if each.ended is None and cause == Cause.NODE_FAILURE), None)
+    hosts = unfit.unfit_hosts(run_dir, now=now, just_lost=lost)
+    known = ask("sinfo", "--noheader", "--Node", "--format=%N").split() if hosts else []
+    return tuple(host for host in hosts if host in known)
 
 
 def _needs_a_person(run_dir: Path, request: Request, state: RunState) -> int:

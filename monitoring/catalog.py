@@ -61,6 +61,10 @@ KINDS = (
         "slurm_job_id": "Empty without SLURM.",
         "stage": "One of STAGES.",
     }),
+    Kind("preflight", "A node failed its pre-flight and takes no part in the attempt.", {
+        "host": "Its name.",
+        "what": "In words: the device, and what is wrong with it.",
+    }),
     Kind("round", "A round of workers began.", {
         "world_size": "Ranks.",
         "restart_cause": "Why the round before ended; absent in the first.",
@@ -341,6 +345,8 @@ METRICS = (
            "Times a rank held the others up for far longer than usual.", {"phase": PHASES}),
     Metric("univip_fault_restarts_total", "restarts", ("restart",), "count", "",
            "New rounds and attempts after one that ended too early.", {"cause": RESTART_CAUSES}),
+    Metric("univip_fault_failed_preflights_total", "nodes", ("preflight",), "count", "",
+           "Times a node was left out of an attempt because it failed its pre-flight."),
     Metric("univip_proposals_images_total", "images", ("proposals",), "largest", "images_done",
            "Images searched, failed ones included.", per="shard"),
     Metric("univip_proposals_failed_images_total", "images", ("proposals",), "largest", "failed.*",

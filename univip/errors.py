@@ -5,6 +5,7 @@
       + DataError                the photographs or annotations are wrong: change them, retrying cannot help
       |   + ImageError           one image cannot be used; the run goes on without it
       + CheckpointError          a checkpoint is missing or damaged
+      + PreflightError           a question with a known answer was answered wrongly: not the run's fault
       + RollbackExhaustedError   the rollback budget is spent: a person must look
 
 Every error is three lines: what is wrong, where, and the command or change that fixes it.
@@ -55,6 +56,10 @@ class ImageError(DataError):
 
 class CheckpointError(UnivipError):
     """A checkpoint is missing, damaged or not of this run."""
+
+
+class PreflightError(UnivipError):
+    """A processor, memory or network that training would rest on is not sound."""
 
 
 class RollbackExhaustedError(UnivipError):

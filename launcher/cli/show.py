@@ -11,7 +11,7 @@ import click
 
 from launcher.cli import completing
 
-_NAMES = 10  # of unusable photographs, and of stragglers
+_NAMES = 10  # of unusable photographs, of stragglers, and of unfit nodes
 _ATTEMPTS = 20  # the newest, and as many others that did not end well
 _LOST = "substituted_"  # and the reason: how the journal counts samples of lost photographs
 
@@ -60,6 +60,7 @@ def _diff(run_dir: Path, other_dir: Path) -> None:
 
 
 def _facts(run_dir: Path) -> None:
+    from jobs import unfit
     from jobs.attempts import read_attempts
     from jobs.config import read_plain
     from jobs.outcomes import ExitCode, read_json
@@ -103,11 +104,18 @@ def _facts(run_dir: Path) -> None:
         took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
         rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))
+    rows += [("unfit node", _unfit(record)) for record in [*unfit.records(run_dir)][-_NAMES:]]
     rows += _anomalies(run_dir)
     results = read_json(run_dir / "results" / "evaluate.json")
     for name, value in (results or {}).items():
         rows.append((name.replace("_", " "), _value(value)))
     render.fact_table(run_dir.name, rows)
+
+
+def _unfit(record: dict[str, Any]) -> str:
+    """A node that failed its pre-flight or was lost."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
+    return f"{record['host']}, attempt {record['attempt']}, {at}: {record['what']}"
 
 
 def _unusable(run_dirs: set[Path]) -> Iterator[tuple[str, str]]:

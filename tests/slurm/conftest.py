@@ -99,16 +99,16 @@ class Runs:
             text=True,
         )
 
-    def univip(self, *arguments: str) -> str:
+    def univip(self, *arguments: str, **environment: str) -> str:
         """What a command prints; it must succeed."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, **environment)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         return out.strip()
 
-    def submit(self, *overrides: str) -> Run:
+    def submit(self, *overrides: str, **environment: str) -> Run:
         """Submit a pipeline and come back."""
-        return Run(self, self.univip(*self.request(*overrides)).splitlines()[-1])
+        return Run(self, self.univip(*self.request(*overrides), **environment).splitlines()[-1])
 
 
 class Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,3 +81,28 @@ def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job
     assert causes[-1] == "killed"
     assert "node_failure" in causes
     assert run.records("evaluate")
+
+
+def test_a_node_that_computes_wrongly_is_left_out_and_the_job_goes_elsewhere_if_it_led(
+    new_runs: Callable[[str], Runs],
+) -> None:
+    """A planted fault makes the product of matrices wrong on one node of the first attempt."""
+    second = new_runs("second").submit("cluster.nodes.max=2", UNIVIP_PLANT="matmul:1@1")
+    first = new_runs("first").submit(UNIVIP_PLANT="matmul:0@1")
+    for run in (second, first):
+        run.until_done(600)
+
+    # The one that follows takes no part; the job is kept.
+    assert worlds(second) == [2]
+    assert [each.cause for each in second.attempts()] == ["done"]
+    [record] = second.records("preflight")
+    assert "matrix product" in record["what"]
+    assert record["host"] != second.attempts()[0].host
+
+    # The one that leads sends the job elsewhere.
+    bad, good = first.attempts()
+    assert (bad.cause, good.cause) == ("node_failure", "done")
+    assert bad.slurm_job_id == good.slurm_job_id
+    assert bad.host in bad.message
+    assert good.host != bad.host
+    assert first.runs.cluster.job(bad.slurm_job_id)["ExcNodeList"] == bad.host

@@ -1,1 +1,1 @@
-"""What keeps a run alive: the guard's verdict, the ledger of decisions, planted faults for drills."""
+"""What keeps a run alive: pre-flight, the guard's verdict, the ledger of decisions, planted faults."""

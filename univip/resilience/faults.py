@@ -12,6 +12,7 @@ Nothing is planted unless that variable is set, and then the log of every rank s
     flip:RANK@STEP          the lowest bit of one weight, on one rank
     kill:RANK@STEP          SIGKILL of one rank
     hang:RANK@STEP          one rank goes on for ever while it makes its views
+    matmul:NODE@ATTEMPT     a node computes a wrong number in its pre-flight
 
 The first four happen on rank 0, or where `nan:loss:1@STEP` and `nan:loss:all@STEP` say.
 """
@@ -42,6 +43,7 @@ PLACES = {
     "zero": ("embedding",),
 }
 OF_A_RANK = ("flip", "kill", "hang")
+OF_A_NODE = "matmul"
 SPIKE = 100.0
 OVERFLOWING_PIXEL = 3.4e38
 _PATTERN = re.compile(r"(?P<kind>[a-z]+):(?P<place>[a-z]+|\d+)(:(?P<rank>\d+|all))?@(?P<data_step>\d+)")
@@ -80,7 +82,7 @@ class PlantedFaults:
 
     def __init__(self, text: str = "", *, markers: Path | None = None, rank: int = 0) -> None:
         faults = [_parse(item.strip()) for item in text.split(",") if item.strip()]
-        self._faults = [fault for fault in faults if fault.rank in (rank, None)]
+        self._faults = [fault for fault in faults if fault.rank in (rank, None) and fault.act != OF_A_NODE]
         self._markers = markers
         self._rank = rank
         self._now: set[str] = set()
@@ -152,6 +154,12 @@ class PlantedFaults:
         return True
 
 
+def breaks_preflight(node: int, attempt: int) -> bool:
+    """Whether a node is to compute a wrong number in the pre-flight of an attempt."""
+    faults = [_parse(item.strip()) for item in os.environ.get(VARIABLE, "").split(",") if item.strip()]
+    return any((fault.act, fault.rank, fault.data_step) == (OF_A_NODE, node, attempt) for fault in faults)
+
+
 def marker_of(folder: Path, text: str, rank: int) -> Path:
     """The file that is made as a fault happens on a rank; when it was made tells when that was."""
     return folder / f"{text.replace(':', '-')}-rank{rank}"
@@ -164,10 +172,10 @@ def _parse(item: str) -> Fault:
         if place in PLACES.get(kind, ()):
             rank = None if match["rank"] == "all" else int(match["rank"] or 0)
             return Fault(item, f"{kind}:{place}", data_step, rank)
-        if kind in OF_A_RANK and place.isdigit() and not match["rank"]:
+        if kind in (*OF_A_RANK, OF_A_NODE) and place.isdigit() and not match["rank"]:
             return Fault(item, kind, data_step, int(place))
     known = [f"{kind}:{place}" for kind, places in PLACES.items() for place in places]
-    known += [f"{kind}:RANK" for kind in OF_A_RANK]
+    known += [*(f"{kind}:RANK" for kind in OF_A_RANK), f"{OF_A_NODE}:NODE"]
     raise ConfigError(
         f"a planted fault must be `KIND:PLACE[:RANK]@DATA_STEP` or `KIND:RANK@DATA_STEP`, but is `{item}`",
         where=f"the environment variable {VARIABLE}",

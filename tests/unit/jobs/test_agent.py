@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from jobs.agent import ENDED, _judge, follow
+from jobs import attempts, unfit
+from jobs.agent import ENDED, _judge, follow, train
 from jobs.config import Config
 from jobs.nodes import Report
 from jobs.outcomes import Cause, ExitCode, Outcome
@@ -113,8 +114,34 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
     monkeypatch.setattr("jobs.agent._stop_on_signals", lambda directory: None)
     monkeypatch.setattr("jobs.slurm.Execution.here", lambda: Execution(job_id="17", node=3, num_nodes=4))
 
+    monkeypatch.setattr("jobs.agent._preflight", lambda *where, node: "")
+
     assert follow(Config(data=DataConfig(root="/x")), tmp_path) == DONE
     [record] = read(tmp_path)
     assert (record["kind"], record["node"], record["attempt"]) == ("gpu", 3, 7)
     assert record["temperature_celsius"] == {"0": 61}
     assert [path.name for path in (tmp_path / "journal").iterdir()] == ["0007.00-agent3.jsonl"]
+
+
+@pytest.mark.parametrize(("job", "exit_code"), [("", ExitCode.CRASH), ("17", ExitCode.REQUEUE)])
+def test_nothing_trains_on_a_node_that_failed_its_preflight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, exit_code: ExitCode
+) -> None:
+    monkeypatch.setattr("jobs.agent._prepare", lambda directory: None)
+    monkeypatch.setattr("jobs.slurm.Execution.here", lambda: Execution(job_id=job))
+    monkeypatch.setattr("jobs.slurm.host_of", lambda node: f"node{node + 1}")
+    what = "cpu: 1 of 16,384 numbers of a float32 matrix product are wrong"
+    monkeypatch.setattr(
+        "jobs.preflight.fault_of_node", lambda folder, workers, is_broken: what if is_broken else ""
+    )
+    monkeypatch.setenv("UNIVIP_PLANT", "matmul:0@1")
+
+    with attempts.attempt(tmp_path, "train") as mine:
+        outcome = train(Config(data=DataConfig(root="/x")), tmp_path, mine)
+
+    message = f"node1, which leads the others, failed its pre-flight: {what}"
+    assert outcome == Outcome(exit_code, Cause.NODE_FAILURE, message)
+    assert not list(tmp_path.glob("attempts/*/round-*"))
+    [record] = [record for record in read(tmp_path) if record["kind"] == "preflight"]
+    assert (record["host"], record["what"]) == ("node1", what)
+    assert unfit.unfit_hosts(tmp_path, now=record["time"]) == ["node1"]

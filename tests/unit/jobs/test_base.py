@@ -16,10 +16,12 @@ from jobs import base, proposals
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
 from jobs.outcomes import Cause, Outcome
+from jobs.unfit import failed_preflight
 from monitoring.journal import read
 from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.scan import scan
 from univip.errors import RollbackExhaustedError
+from univip.observe import NullObserver
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +238,31 @@ def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_q
     assert ended.value.code == code
     asked = tmp_path / "asked"
     assert (asked.read_text() == "requeue 17\n") if is_requeued else not asked.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked_before", "expected"), [("(null)", "node3"), ("node[7-8]", "node[7-8],node3")]
+)
+def test_a_job_that_goes_back_to_the_queue_is_not_given_an_unfit_node_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_before: str, expected: str
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "JobId=17 ExcNodeList={asked_before}"\n'
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(75, Cause.NODE_FAILURE))
+    with attempt(tmp_path, "train") as mine:
+        failed_preflight(tmp_path, mine, "node3", "cuda:1: wrong", NullObserver())
+
+    with pytest.raises(SystemExit):
+        base.run_slurm_job("evaluate", str(tmp_path))
+
+    requeue, show, update = (tmp_path / "asked").read_text().splitlines()
+    assert (requeue, show) == ("requeue 17", "show job --oneliner 17")
+    assert update == f"update JobId=17 ExcNodeList={expected}"
 
 
 def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -149,3 +149,23 @@ def test_too_few_nodes_are_told(first: First, monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(TooFewNodesError, match="1 nodes are left, and 2 are needed"):
         first.gather(0, 2)
+
+
+def test_a_node_that_failed_its_preflight_is_not_waited_for_and_told_once() -> None:
+    told: list[tuple[int, str]] = []
+    first = First(HERE, 3, in_order=ENDED, on_unfit=lambda node, what: told.append((node, what)))
+    follower = Follower(THERE)
+    stays_out = at_the_same_time(lambda: follower.stay_out("node2: cuda:1: wrong"))
+
+    for number in range(2):
+        assert first.gather(number, 1) == [0]
+        first.look(number, [0])
+        first.again(number)
+    with pytest.raises(TooFewNodesError, match="2 are needed; node 1 failed its pre-flight: node2: cuda:1"):
+        first.gather(2, 2)
+
+    assert told == [(1, "node2: cuda:1: wrong")]
+    outcome = Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, "too few")
+    first.end(2, outcome)
+    assert stays_out() == outcome
+    follower.close()

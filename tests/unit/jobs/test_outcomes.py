@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.outcomes import Cause, ExitCode, Outcome, read_json, write_json
-from univip.errors import ConfigError, DataError, ImageError, RollbackExhaustedError
+from univip.errors import ConfigError, DataError, ImageError, PreflightError, RollbackExhaustedError
 
 
 def test_exit_codes_are_the_promised_numbers() -> None:
@@ -19,6 +19,7 @@ def test_exit_codes_are_the_promised_numbers() -> None:
         (DataError("no"), 77, "refused"),
         (ImageError("missing", "no"), 77, "refused"),
         (RollbackExhaustedError("no"), 76, "nonfinite"),
+        (PreflightError("no"), 1, "node_failure"),
         (MemoryError(), 1, "out_of_memory"),
         (OSError(errno.ENOSPC, "no space"), 1, "full_disk"),
         (OSError(errno.EIO, "broken"), 1, "crash"),

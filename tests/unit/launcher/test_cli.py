@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,10 +13,11 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from jobs.attempts import start_ticks
+from jobs.attempts import Attempt, start_ticks
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage, stages_of
+from jobs.unfit import failed_preflight
 from launcher.cli.main import run
 from monitoring.journal import Journal
 from univip.config import DataConfig, TrainConfig
@@ -196,6 +198,18 @@ def test_show_prints_configuration_and_journal(run_dir: Path, capsys: pytest.Cap
     assert "1.0 rank 0  step  data_step=3 loss=nan terms={scene 1}" in capsys.readouterr().out
     run(["show", "@last"])
     assert "stopped prepare" in capsys.readouterr().out
+
+
+def test_show_names_the_nodes_that_are_not_fit(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = Attempt(2, "train", "node1", 1, 1, "17", started=1.0)
+    with Journal(run_dir) as journal:
+        failed_preflight(run_dir, mine, "node7", "cuda:3: wrong", journal)
+
+    run(["show", "@last"])
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "last problem node node7 failed its pre-flight: cuda:3: wrong" in shown
+    assert re.search(r"unfit node node7, attempt 2, [-0-9]+ [:0-9]+: cuda:3: wrong", shown)
 
 
 @pytest.mark.parametrize(("arguments", "number"), [([], signal.SIGTERM), (["--now"], signal.SIGINT)])

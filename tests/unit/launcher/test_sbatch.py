@@ -156,6 +156,17 @@ def test_python_may_be_that_of_a_container(tmp_path: Path) -> None:
         assert words[begin : begin + 8] == [*container, "-I", "-S", str(BLOCKED)]
 
 
+@pytest.mark.parametrize(
+    ("extra", "expected"), [({}, "node2,node3"), ({"exclude": "node[7-8]"}, "node[7-8],node2,node3")]
+)
+def test_unfit_nodes_are_excluded_beside_those_of_the_configuration(
+    tmp_path: Path, extra: dict[str, str], expected: str
+) -> None:
+    plan = replace(make_plan(tmp_path, replace(CLUSTER, extra=extra)), unfit=("node2", "node3"))
+
+    assert {flags(script)["--exclude"] for script in render_slurm(slurm_jobs(plan), CODE)} == {expected}
+
+
 def test_rendering_writes_nothing_and_needs_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
 

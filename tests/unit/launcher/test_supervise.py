@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.attempts import read_attempts
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
+from jobs.unfit import failed_preflight
 from launcher.supervise import Decision, decide
 from univip.checkpoint import layout
 from univip.config import DataConfig
+from univip.observe import NullObserver
 from univip.resilience.ledger import Ledger
 
 
@@ -110,3 +113,21 @@ def test_pauses_grow_until_the_budget_is_spent_and_progress_refills_it(run_dir: 
     again = decide(run_dir, now=last + 1e6)
     assert again is not None
     assert again.resubmit
+
+
+def test_a_node_that_failed_its_preflight_is_left_out_if_slurm_still_has_it(run_dir: Path) -> None:
+    slurm_says(run_dir, "FAILED|NonZeroExitCode")
+    ended(run_dir, 1, "node_failure")
+    program = run_dir.parents[1] / "bin" / "sinfo"
+    program.write_text("#!/bin/sh\necho node1\necho node2\n")
+    program.chmod(0o755)
+    attempt = read_attempts(run_dir)[0]
+    for host in ("node2", "node9"):
+        failed_preflight(run_dir, attempt, host, "cuda:0: wrong", NullObserver())
+
+    decision = decide(run_dir, now=0.0)
+
+    assert decision is not None
+    assert decision.resubmit
+    assert decision.without == ("node2",)
+    assert decision.why == "resubmitted in train: node_failure; without node2"

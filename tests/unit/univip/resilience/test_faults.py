@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from univip.errors import ConfigError
-from univip.resilience.faults import PlantedFaults, marker_of
+from univip.resilience.faults import VARIABLE, PlantedFaults, breaks_preflight, marker_of
 
 
 class Pair:
@@ -96,6 +96,20 @@ def test_planted_faults_are_loud_and_none_are_silent(caplog: pytest.LogCaptureFi
 def test_an_optimizer_without_state_cannot_be_damaged() -> None:
     with pytest.raises(ConfigError, match="before the first step"):
         begin(PlantedFaults("nan:optimizer@0"), Pair(), 0)
+
+
+def test_a_preflight_is_broken_on_the_node_and_in_the_attempt_it_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not breaks_preflight(1, 2)
+
+    monkeypatch.setenv(VARIABLE, "kill:1@2, matmul:1@2")
+
+    broken = [(node, attempt) for node in range(3) for attempt in range(4) if breaks_preflight(node, attempt)]
+    assert broken == [(1, 2)]
+    faults = PlantedFaults("matmul:1@2", rank=1)
+    begin(faults, Pair(), 2)
+    assert faults.happened == []
 
 
 @pytest.mark.parametrize("text", ["nan:moon@1", "nan:loss", "kill:1:2@3", "kill:all@3", "hang:loss@3"])
