@@ -75,6 +75,14 @@ class Origin:
     versions: tuple[tuple[str, str], ...] = ()
 
 
+class Cost(NamedTuple):
+    """What the newest save of this process took."""
+
+    saves: int  # so far, this one included
+    blocked_s: float  # of the step loop
+    background_s: float
+
+
 def _always() -> bool:
     return True
 
@@ -107,6 +115,7 @@ class CheckpointManager:
         )  # data step and Unix time of the newest durable checkpoint of this process
         self._host: dict[str, Tensor] = {}  # what is written, by name; kept, as fresh memory is slow to touch
         self.held: Held | None = None  # the newest save, from when it is on the disk until the next begins
+        self.cost: Cost | None = None
         self.unfit: set[int] = set()  # data steps of checkpoints that can never become healthy
         self._pruning = threading.Lock()  # the writing thread prunes
         self._thread: threading.Thread | None = None
@@ -298,13 +307,14 @@ class CheckpointManager:
             return
         self.held = Held(written, tensors, sums)
         self.last_success = (manifest.data_step, time.time())
+        self.cost = Cost(self.cost.saves + 1 if self.cost else 1, blocked_s, time.perf_counter() - start)
         self.observer.record(
             "checkpoint",
             data_step=manifest.data_step,
             outcome="success",
             bytes=sum(entry.size_bytes for entry in written.files.values()),
-            blocked_s=blocked_s,
-            background_s=time.perf_counter() - start,
+            blocked_s=self.cost.blocked_s,
+            background_s=self.cost.background_s,
         )
         try:
             self.prune()

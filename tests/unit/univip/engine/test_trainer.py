@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Generator, Iterable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from univip.config import (
     ResilienceConfig,
     ViewsConfig,
 )
+from univip.engine import cadence
 from univip.engine.distributed import Group
 from univip.engine.reporting import Plan, Totals
 from univip.engine.sample_log import Marks, SampleLog, read
@@ -370,6 +373,26 @@ def test_skips_before_a_restart_are_in_a_row_with_those_after_it(tmp_path: Path)
 
     assert [fields["window_stop"] for fields in events.of("rollback")] == [8]
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+def test_an_interval_that_was_chosen_holds_after_a_restart_and_a_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cadence, "TRIAL_STEPS", 2)
+    monkeypatch.setattr(cadence, "time", SimpleNamespace(perf_counter=count(step=2).__next__))  # 1 s a step
+    monkeypatch.setattr(cadence, "interval_s", lambda *_: 3.2)
+    events = Events()
+    with pytest.raises(Killed):
+        make_trainer(tmp_path, every_steps=0, die_at=8, events=events).run()
+    monkeypatch.setattr(cadence, "interval_s", lambda *_: 1.0)  # it would choose another one now
+
+    make_trainer(tmp_path, every_steps=0, plant="nan:parameter@10", events=events).run()
+
+    # 0 and 2 are measured, at 4 the choice is made; from 6 the second process and the rollback from 10 go on.
+    chosen = [record for record in Ledger(tmp_path / "ledger.jsonl").read() if record["kind"] == "cadence"]
+    assert [(record["data_step"], record["every_steps"]) for record in chosen] == [(4, 3)]
+    assert [each["target"] for each in events.of("rollback")] == [6]
+    assert [each["data_step"] for each in events.of("checkpoint")] == [0, 2, 6, 9, 9, 12]
 
 
 @pytest.mark.parametrize("every_steps", [2, 100])
