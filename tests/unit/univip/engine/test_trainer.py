@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Generator, Iterable
 from itertools import count
 from pathlib import Path
@@ -452,6 +453,33 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(
     outcomes = {fields["data_step"]: fields["outcome"] for fields in events.of("checkpoint")}
     assert outcomes[4] == "failure"
     assert outcomes[2] == outcomes[TARGET] == "success"
+
+
+def test_training_goes_on_when_the_disk_does_not_give_a_checkpoint_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(descriptor: int, *_: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == layout.TENSORS:
+            os.truncate(path, 1000)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "spoilt").mkdir()
+    make_trainer(tmp_path / "whole", plant="nan:parameter@7").run()
+    monkeypatch.setattr(os, "posix_fadvise", spoil)
+    monkeypatch.setattr(manager, "READ_BACK_EVERY", 2)
+    events = Events()
+
+    # The second of 0, 2, 4 is damaged, and 4 is written by a process that reads back none of its own.
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "spoilt", die_at=3, events=events).run()
+    monkeypatch.setattr(manager, "READ_BACK_EVERY", 100)
+    make_trainer(tmp_path / "spoilt", plant="nan:parameter@7", events=events).run()
+
+    assert [each["data_step"] for each in events.of("corruption")] == [2]
+    assert (tmp_path / "spoilt" / "checkpoints" / "abandoned" / "damaged" / "step-000000002").is_dir()
+    assert [each["checkpoint"] for each in events.of("restore")] == ["step-000000000", "step-000000004"]
+    assert digest(tmp_path / "spoilt") == digest(tmp_path / "whole")
 
 
 def test_training_goes_on_when_a_checkpoint_cannot_be_marked_healthy(
