@@ -139,6 +139,13 @@ KINDS = (
         "background_s": "Time from then until it was durable or failed.",
         "bytes": "Size, on success.",
     }),
+    Kind("cadence", "How many data steps lie between two saves was chosen; once in the life of a run.", {
+        "every_steps": "Data steps between two.",
+        "blocked_s": "What a save takes of the step loop's time.",
+        "background_s": "What its write takes beside the step loop.",
+        "step_s": "What a data step takes.",
+        "mtbf_h": "Mean time between failures, as configured, h.",
+    }),
     Kind("healthy", "A checkpoint became a target of rollbacks.", {
         "checkpoint": "Its name.",
     }),

@@ -193,7 +193,13 @@ class TrainConfig:
 class CheckpointConfig:
     """When the state is written and how much of it is kept."""
 
+    # Data steps between two. 0 = chosen by what a save costs and by `mtbf_h`, once, see engine/cadence.py;
+    # what a run becomes after a rollback then depends on what was measured.
     every_steps: int = site(500)
+    # Mean time between ends of the run that nothing announces, on all its nodes: time limits and preemption
+    # save first. Once a day is pessimistic for one sound node, but the interval follows only the root of it:
+    # taken four times too short, it costs a quarter more than the least.
+    mtbf_h: float = site(24.0)
     keep_last: int = site(3)
 
 

@@ -21,7 +21,11 @@ Damage = Callable[[Path, Path, random.Random], None]  # of the newest checkpoint
 
 
 def _flip(newest: Path, before: Path, draws: random.Random) -> None:
-    path = newest / draws.choice([layout.TENSORS, layout.MANIFEST])
+    flip_bit(newest / draws.choice([layout.TENSORS, layout.MANIFEST]), draws)
+
+
+def flip_bit(path: Path, draws: random.Random) -> None:
+    """Any bit of a file becomes the other."""
     content = bytearray(path.read_bytes())
     content[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
     path.write_bytes(content)

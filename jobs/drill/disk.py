@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jobs.drill.damage import flip_bit
 from jobs.drill.lab import ACTIONS, Lab, Told, decided, digest, proved, steps_of
 from jobs.drill.results import Result
 from jobs.drill.storage import Dead, Durable, Storage
+from univip.checkpoint import layout
 from univip.engine.trainer import Ending
 
 
@@ -187,6 +190,38 @@ def slow(lab: Lab, number: int, draws: random.Random) -> Result:
         trials=1,
         recovered=int(ending is Ending.DONE),
         false_actions=sum(len(told.of(each)) for each in ACTIONS),
+        is_equal=digest(run_dir) == lab.calm(),
+        **proved(run_dir, steps_of(told.records)),
+    )
+
+
+def rotten(lab: Lab, number: int, draws: random.Random) -> Result:
+    """What the system holds in memory is right, and one bit on the disk is not: reading back must find it."""
+    run_dir = lab.in_process("rotten", "checkpoint.every_steps=1")  # so that there is one to be read back
+    told = Told()
+    real = os.posix_fadvise
+    spoilt: list[str] = []
+
+    def drop(descriptor: int, *arguments: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == layout.TENSORS:
+            flip_bit(path, draws)
+            spoilt.append(path.parent.name)
+        real(descriptor, *arguments)
+
+    os.posix_fadvise = drop
+    try:
+        ending = lab.train(run_dir, told)
+    finally:
+        os.posix_fadvise = real
+    found = [record["checkpoint"] for record in told.of("corruption")]
+    return Result(
+        "disk:rot",
+        number,
+        trials=1,
+        detected=int(bool(spoilt) and found == spoilt),
+        recovered=int(ending is Ending.DONE),
+        false_actions=sum(len(told.of(each)) for each in ACTIONS) - len(found),
         is_equal=digest(run_dir) == lab.calm(),
         **proved(run_dir, steps_of(told.records)),
     )

@@ -60,6 +60,7 @@ KINDS = (
     Kind("disk:readonly", "disk:read_only", IN_PROCESS, "the disk is read-only for some writes"),
     Kind("disk:error", "disk:failing", IN_PROCESS, "some writes fail"),
     Kind("disk:slow", "disk:slow", IN_PROCESS, "every write is slow"),
+    Kind("disk:rot", "disk:rotten", IN_PROCESS, "the disk gives back another bit than it was given"),
     Kind("control:job", "processes:controls", PROCESSES, "a job that nothing happens to"),
     Kind("nan:ranks", "processes:values", PROCESSES, "NaN anywhere, on one of two ranks or both"),
     Kind("flip", "processes:flip", PROCESSES, "a bit of a weight flips on one of three ranks"),

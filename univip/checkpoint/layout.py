@@ -32,6 +32,7 @@ HEALTHY = "HEALTHY"
 PINNED = "PINNED"
 LATEST = "latest"
 ABANDONED = "abandoned"
+DAMAGED = "damaged"  # a folder in it
 TEMPORARY_PREFIX = ".tmp-"
 _NAME = re.compile(r"step-(\d{9,})")
 _CHUNK_BYTES = 1 << 24  # after each, a thread may have to wait for the interpreter

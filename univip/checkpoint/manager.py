@@ -16,17 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from univip.atomic import sync, write_text
+from univip.atomic import forget, sync, write_text
 from univip.checkpoint import layout, writer
 from univip.checkpoint.bits import sums_of_bits
+from univip.checkpoint.host import Held, to_host
 from univip.checkpoint.layout import Manifest
 from univip.errors import CheckpointError
 from univip.observe import NullObserver, Observer
 
+# Storage that gives back other bytes than it took does so again and again: one checkpoint in ten shows it. To
+# read one takes about half of what its write took.
+READ_BACK_EVERY = 10
 _logger = logging.getLogger(__name__)
 
 
@@ -57,14 +60,6 @@ class Found(NamedTuple):
     in_memory: bool = False  # its state is `CheckpointManager.held`
 
 
-class Held(NamedTuple):
-    """The state of a checkpoint that is on the disk, in host memory still."""
-
-    manifest: Manifest
-    tensors: dict[str, Tensor]
-    sums: dict[str, int]  # of their bits, before they were written
-
-
 @dataclass(frozen=True)
 class Origin:
     """What a manifest says about where it was written."""
@@ -73,6 +68,14 @@ class Origin:
     config_hash: str = ""
     line: int = 0
     versions: tuple[tuple[str, str], ...] = ()
+
+
+class Cost(NamedTuple):
+    """What the newest save of this process took."""
+
+    saves: int  # so far, this one included
+    blocked_s: float  # of the step loop
+    background_s: float
 
 
 def _always() -> bool:
@@ -107,6 +110,7 @@ class CheckpointManager:
         )  # data step and Unix time of the newest durable checkpoint of this process
         self._host: dict[str, Tensor] = {}  # what is written, by name; kept, as fresh memory is slow to touch
         self.held: Held | None = None  # the newest save, from when it is on the disk until the next begins
+        self.cost: Cost | None = None
         self.unfit: set[int] = set()  # data steps of checkpoints that can never become healthy
         self._pruning = threading.Lock()  # the writing thread prunes
         self._thread: threading.Thread | None = None
@@ -246,7 +250,7 @@ class CheckpointManager:
         start = time.perf_counter()
         self.wait()
         self.held = None  # its memory is filled anew
-        self._host = _to_host(state.tensors(), self._host)
+        self._host = to_host(state.tensors(), self._host)
         manifest = Manifest(
             format=layout.FORMAT,
             data_step=state.data_step,
@@ -270,7 +274,7 @@ class CheckpointManager:
                 raise CheckpointError(
                     f"the checkpoint could not be written: {self._error}",
                     where=str(self.directory),
-                    fix="free space on this file system, then resume the run",
+                    fix="free space on this file system or move the run to another, then resume it",
                 ) from self._error
         return blocked_s
 
@@ -282,9 +286,14 @@ class CheckpointManager:
 
     def _write(self, tensors: dict[str, Tensor], manifest: Manifest, blocked_s: float) -> None:
         start = time.perf_counter()
+        saves = self.cost.saves + 1 if self.cost else 1
         try:
             sums = sums_of_bits(tensors)
             written = writer.write(self.directory, tensors, manifest, still_owner=self.still_owner)
+            background_s = time.perf_counter() - start
+            self.cost = Cost(saves, blocked_s, background_s)
+            if saves % READ_BACK_EVERY == 0:
+                self._read_back(manifest.data_step)
         except Exception as error:  # noqa: BLE001 - of any kind: nobody else would hear of it in this thread
             self._error = error
             self.observer.record(
@@ -304,12 +313,30 @@ class CheckpointManager:
             outcome="success",
             bytes=sum(entry.size_bytes for entry in written.files.values()),
             blocked_s=blocked_s,
-            background_s=time.perf_counter() - start,
+            background_s=background_s,
         )
         try:
             self.prune()
         except OSError as error:  # the new checkpoint is there; an old one that stays costs space only
             _logger.warning("an old checkpoint could not be deleted: %s", error)
+
+    def _read_back(self, data_step: int) -> None:
+        """Check a checkpoint as the disk gives it back, and put it aside if that is not what it was given.
+
+        Raises:
+            CheckpointError: If it is not.
+        """
+        for path in self.path(data_step).iterdir():
+            forget(path)
+        try:
+            self.verify(data_step)
+        except CheckpointError as error:
+            self.observer.record(
+                "corruption", data_step=data_step, checkpoint=layout.name_of(data_step), what=error.what
+            )
+            with self._pruning:
+                self.abandon([data_step], layout.DAMAGED)
+            raise
 
     @property
     def is_writing(self) -> bool:
@@ -390,19 +417,6 @@ class CheckpointManager:
             shutil.rmtree(path)
         for path in self.directory.glob(".*.tmp"):  # of `univip.atomic`
             path.unlink()
-
-
-def _to_host(tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies in host memory, independent of the originals; in the buffers where they fit."""
-    copies: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        copy = buffers.get(name)
-        if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        copies[name] = copy.copy_(tensor.detach(), non_blocking=True)
-    if any(tensor.is_cuda for tensor in tensors.values()):
-        torch.cuda.synchronize()
-    return copies
 
 
 def _free_name(path: Path) -> Path:

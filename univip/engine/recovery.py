@@ -20,8 +20,6 @@ from univip.resilience.guard import Judgement
 from univip.resilience.ladder import Rung, next_rung
 from univip.resilience.ledger import Decisions, Ledger
 
-DAMAGED = "damaged"
-
 
 @dataclass(frozen=True)
 class Course:
@@ -92,7 +90,7 @@ class Recovery:
         self.manager.abandon(decisions.abandoned(lines), _name_of(decisions.line))
         found = self.manager.newest_good()
         if found is not None:
-            self.manager.abandon(list(found.passed_over), DAMAGED)
+            self.manager.abandon(list(found.passed_over), layout.DAMAGED)
         return found
 
     def roll_back(self, bad_step: int, step: int, judgement: Judgement) -> Decided | Exhausted:

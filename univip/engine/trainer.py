@@ -20,6 +20,7 @@ import torch
 from univip.checkpoint import layout
 from univip.checkpoint.manager import CheckpointManager, Origin
 from univip.config import CheckpointConfig, ResilienceConfig
+from univip.engine.cadence import Cadence
 from univip.engine.distributed import Group
 from univip.engine.phases import PhaseClock
 from univip.engine.probation import Probation
@@ -107,7 +108,6 @@ class Trainer:
         self.manager = manager
         self.ledger = ledger
         self.samples = samples
-        self.checkpoint = checkpoint
         self.observer = observer
         self.stop_requested = stop_requested
         self.origin = origin
@@ -122,6 +122,7 @@ class Trainer:
         )
         self.probation = Probation(manager, ledger, observer, good_steps=resilience.healthy_after_steps)
         self.recovery = Recovery(manager, ledger, self.probation, resilience, observer)
+        self.cadence = Cadence(checkpoint, group, manager, ledger, observer)
         self._replicas = ReplicaCheck(group, every_steps=resilience.replica_check_every)
         self._buffer = GradientBuffer(state.method.online)
         self._stream: Generator[Loaded, None, None] | None = None
@@ -228,7 +229,7 @@ class Trainer:
         report = self._report
         assert report is not None
         done = self.state.data_step
-        is_saving = done % self.checkpoint.every_steps == 0 and done < self.plan.target
+        is_saving = self.cadence.is_due(done) and done < self.plan.target
         # Before every checkpoint, so that none can hold the damage of the rank that writes it.
         is_due = is_saving or report.stop_requested or self._replicas.is_due(self.state.step)
         if is_due and self._do_replicas_differ():
@@ -325,6 +326,7 @@ class Trainer:
         if self.group.is_main:
             self.samples.start(self.state.data_step)
         self._course = Course(**self.group.broadcast(self.recovery.course() if self.group.is_main else None))
+        self.cadence.begin()
         ahead = range(self.state.data_step, self.plan.target)
         without = {*self._course.skipped, *self._course.windows}
         self._stream = self.batches(data_step for data_step in ahead if data_step not in without)

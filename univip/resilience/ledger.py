@@ -43,6 +43,7 @@ class Decisions:
 
     skipped: set[int] = field(default_factory=set)  # data steps whose batch changed nothing
     rollbacks: list[Rollback] = field(default_factory=list)
+    cadence: tuple[int, int] | None = None  # of checkpoints, if chosen: from where on, interval
 
     @property
     def line(self) -> int:
@@ -134,6 +135,8 @@ class Ledger:
         for record in islice(self.read(), records):
             if record["kind"] == "skip":
                 decisions.skipped.add(record["data_step"])
+            elif record["kind"] == "cadence":
+                decisions.cadence = (record["data_step"], record["every_steps"])
             elif record["kind"] == "rollback":
                 start, stop = record["window"]
                 decisions.rollbacks.append(

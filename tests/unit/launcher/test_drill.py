@@ -64,7 +64,7 @@ def test_a_beginning_of_a_name_means_all_kinds_that_have_it(
     assert run(["drill", "--faults", "disk,kill:rank", "--seed", "4", "cluster.workers_per_node=3"]) == 1
 
     (call,) = asked
-    assert call["kinds"] == ["disk:full", "disk:readonly", "disk:error", "disk:slow", "kill:rank"]
+    assert call["kinds"] == ["disk:full", "disk:readonly", "disk:error", "disk:slow", "disk:rot", "kill:rank"]
     assert (call["seed"], call["overrides"]) == (4, ("cluster.workers_per_node=3",))
     assert call["folder"] == tmp_path / "drill"
 

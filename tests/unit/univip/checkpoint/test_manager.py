@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from univip.checkpoint import layout, writer
+from univip.checkpoint import manager as manager_module
 from univip.checkpoint.manager import CheckpointManager, Origin
 from univip.errors import CheckpointError, ConfigError
 
@@ -401,3 +403,86 @@ def test_nothing_is_held_while_a_checkpoint_is_written_and_after_it_could_not_be
     assert during == [None]
     assert manager.held is None
     assert manager.newest_good(or_held=True) == (1, {}, False)
+
+
+@pytest.fixture
+def rotten(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """Plants a disk that flips a bit of every file of one name; what is still in memory stays right."""
+
+    def plant(name: str) -> list[str]:
+        dropped: list[str] = []
+
+        def drop(descriptor: int, offset: int, length: int, advice: int) -> None:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+            dropped.append(f"{path.parent.name}/{path.name}")
+            if path.name == name:
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 0x10
+                path.write_bytes(content)
+
+        monkeypatch.setattr(os, "posix_fadvise", drop)
+        monkeypatch.setattr(manager_module, "READ_BACK_EVERY", 2)
+        return dropped
+
+    return plant
+
+
+def test_every_so_many_checkpoints_one_is_read_back_from_the_disk(
+    make: Callable[..., CheckpointManager], rotten: Callable[[str], list[str]]
+) -> None:
+    dropped = rotten("nothing")
+
+    manager = make(1, 2, 3, 4)
+
+    names = (layout.MANIFEST, layout.TENSORS)
+    assert sorted(dropped) == [f"step-00000000{step}/{name}" for step in (2, 4) for name in names]
+    assert layout.data_steps(manager.directory) == [1, 2, 3, 4]
+    assert isinstance(manager.observer, Events)
+    assert {kind for kind, _ in manager.observer.events} == {"checkpoint"}
+
+
+@pytest.mark.parametrize("name", [layout.TENSORS, layout.MANIFEST])
+def test_what_the_disk_does_not_give_back_is_put_aside_before_it_can_be_a_target(
+    make: Callable[..., CheckpointManager], rotten: Callable[[str], list[str]], name: str
+) -> None:
+    manager = make(1)
+    rotten(name)
+
+    manager.save(Numbers(2), Origin())
+    manager.wait()
+
+    assert not manager.mark_healthy(2)
+    assert manager.held is None
+    assert manager.newest_good(or_held=True) == (1, {}, False)
+    assert (manager.directory / layout.LATEST).read_text() == "step-000000001"
+    assert (manager.directory / layout.ABANDONED / layout.DAMAGED / "step-000000002").is_dir()
+    assert isinstance(manager.observer, Events)
+    (_, corruption), (_, failure) = manager.observer.events[-2:]
+    assert corruption["checkpoint"] == "step-000000002"
+    assert (failure["data_step"], failure["outcome"]) == (2, "failure")
+    assert str(failure["what"]).startswith(str(corruption["what"]))
+    manager.save(Numbers(3), Origin(), wait=True)
+    assert manager.last_success[0] == 3
+
+
+def test_the_last_checkpoint_of_a_round_must_be_what_the_disk_gives_back(
+    make: Callable[..., CheckpointManager], rotten: Callable[[str], list[str]]
+) -> None:
+    manager = make(1)
+    rotten(layout.TENSORS)
+
+    with pytest.raises(CheckpointError, match="could not be written: the file does not match its checksum"):
+        manager.save(Numbers(2), Origin(), wait=True)
+
+
+def test_a_file_system_without_advice_is_read_back_all_the_same(
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    monkeypatch.setattr(manager_module, "READ_BACK_EVERY", 1)
+
+    assert make(1).latest() == 1

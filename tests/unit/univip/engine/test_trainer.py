@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Generator, Iterable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from univip.config import (
     ResilienceConfig,
     ViewsConfig,
 )
+from univip.engine import cadence
 from univip.engine.distributed import Group
 from univip.engine.reporting import Plan, Totals
 from univip.engine.sample_log import Marks, SampleLog, read
@@ -372,6 +376,26 @@ def test_skips_before_a_restart_are_in_a_row_with_those_after_it(tmp_path: Path)
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
+def test_an_interval_that_was_chosen_holds_after_a_restart_and_a_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cadence, "TRIAL_STEPS", 2)
+    monkeypatch.setattr(cadence, "time", SimpleNamespace(perf_counter=count(step=2).__next__))  # 1 s a step
+    monkeypatch.setattr(cadence, "interval_s", lambda *_: 3.2)
+    events = Events()
+    with pytest.raises(Killed):
+        make_trainer(tmp_path, every_steps=0, die_at=8, events=events).run()
+    monkeypatch.setattr(cadence, "interval_s", lambda *_: 1.0)  # it would choose another one now
+
+    make_trainer(tmp_path, every_steps=0, plant="nan:parameter@10", events=events).run()
+
+    # 0 and 2 are measured, at 4 the choice is made; from 6 the second process and the rollback from 10 go on.
+    chosen = [record for record in Ledger(tmp_path / "ledger.jsonl").read() if record["kind"] == "cadence"]
+    assert [(record["data_step"], record["every_steps"]) for record in chosen] == [(4, 3)]
+    assert [each["target"] for each in events.of("rollback")] == [6]
+    assert [each["data_step"] for each in events.of("checkpoint")] == [0, 2, 6, 9, 9, 12]
+
+
 @pytest.mark.parametrize("every_steps", [2, 100])
 def test_a_stop_request_ends_with_a_checkpoint_and_resumes_to_the_same_digest(
     tmp_path: Path, every_steps: int
@@ -429,6 +453,33 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(
     outcomes = {fields["data_step"]: fields["outcome"] for fields in events.of("checkpoint")}
     assert outcomes[4] == "failure"
     assert outcomes[2] == outcomes[TARGET] == "success"
+
+
+def test_training_goes_on_when_the_disk_does_not_give_a_checkpoint_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(descriptor: int, *_: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == layout.TENSORS:
+            os.truncate(path, 1000)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "spoilt").mkdir()
+    make_trainer(tmp_path / "whole", plant="nan:parameter@7").run()
+    monkeypatch.setattr(os, "posix_fadvise", spoil)
+    monkeypatch.setattr(manager, "READ_BACK_EVERY", 2)
+    events = Events()
+
+    # The second of 0, 2, 4 is damaged, and 4 is written by a process that reads back none of its own.
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "spoilt", die_at=3, events=events).run()
+    monkeypatch.setattr(manager, "READ_BACK_EVERY", 100)
+    make_trainer(tmp_path / "spoilt", plant="nan:parameter@7", events=events).run()
+
+    assert [each["data_step"] for each in events.of("corruption")] == [2]
+    assert (tmp_path / "spoilt" / "checkpoints" / "abandoned" / "damaged" / "step-000000002").is_dir()
+    assert [each["checkpoint"] for each in events.of("restore")] == ["step-000000000", "step-000000004"]
+    assert digest(tmp_path / "spoilt") == digest(tmp_path / "whole")
 
 
 def test_training_goes_on_when_a_checkpoint_cannot_be_marked_healthy(
