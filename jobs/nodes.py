@@ -122,7 +122,7 @@ class First(Nodes):
         here: This execution.
         attempt: Number of the attempt.
         in_order: Exit code of a worker that ended in order.
-        on_unfit: Told once of each node that takes no part, and why.
+        on_unfit: Told once of each node that takes no part, and why, while no round is under way.
     """
 
     def __init__(
@@ -184,7 +184,6 @@ class First(Nodes):
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_S
-        self._learn_unfit()
         if any(self._wants(node) > number for node in self._others() if node not in members):
             self.stop_round.touch()
         for node in members[1:]:

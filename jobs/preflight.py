@@ -14,7 +14,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-LIMIT_S = 60.0  # for all devices of a node, at the same time; a sound one takes some seconds
+# Of all devices of a node, at the same time, and less than others wait for it. A sound one takes some seconds;
+# its libraries may come slowly from a network file system.
+LIMIT_S = 90.0
 _GOODBYE_S = 1.0
 
 

@@ -1,7 +1,8 @@
 """Nodes that are not fit to train: told to the ledger, and left out when the run is queued again.
 
 A node is unfit for a day if it failed its pre-flight, or if it was lost in two attempts: one may have been an
-accident. After that it has been repaired, or fails again. Torch-free: `univip supervise` and `univip show`
+accident. After that it has been repaired, or fails again. Written by the agent that decides, while no rank
+runs that could write to the ledger at the same time. Torch-free: `univip supervise` and `univip show`
 read the same records.
 """
 
@@ -25,8 +26,8 @@ _LOSSES = 2  # attempts
 
 def failed_preflight(run_dir: Path, attempt: Attempt, host: str, what: str, observer: Observer) -> None:
     """Write down that a node takes no part, and why."""
+    observer.record("preflight", host=host, what=what)  # first: its disk may be what is wrong
     _append(run_dir, attempt, _PREFLIGHT, host, what)
-    observer.record("preflight", host=host, what=what)
 
 
 def lost(run_dir: Path, attempt: Attempt, host: str) -> None:

@@ -125,7 +125,7 @@ def _train(
         timeout = timedelta(seconds=config.resilience.collective_timeout_s)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
     try:
-        journal.record("round", world_size=size)
+        journal.record("round", world_size=size, host=socket.gethostname())
         group = Group(rank, size, device)
         # In each round: it costs milliseconds, and one that it has ended must not be followed by one without.
         if config.resilience.preflight and (wrong := preflight.wrong_sum(group)):

@@ -21,6 +21,7 @@ _PROBLEMS = {
     "collapse": "the embeddings collapse: their spread is {embedding_std}, 1 is healthy",
     "rollback": "rolled back to data step {target}: {reason} in {where}",
     "restart": "new round of workers: {cause}",
+    "straggler": "rank {slowest} takes {ratio} times as long as the others",
     "preflight": "node {host} failed its pre-flight: {what}",
     "capsule": "bad data step {data_step} cannot be replayed: {what}",
     "checkpoint": "checkpoint of data step {data_step} could not be written: {what}",

@@ -156,6 +156,10 @@ BOARDS = (
               "Of parameters and buffers; steady growth without end comes before a divergence.", log=True),
         Panel("Effective rank", "timeseries", "short", ((f"univip_eval_effective_rank{RUN}", "{{network}}"),),
               "Dimensions that the features use, of the last evaluation."),
+        Panel("Slowest rank", "timeseries", "short", (
+            (f"univip_train_straggler_ratio{RUN}", "times as long as the others"),
+            (f"univip_train_slowest_rank{RUN}", "its number")),
+              "About 1 is healthy. If one stays above 1.4, all wait for it: its disk or its GPU is slow."),
     )),
     Board("univip-faults", "UniVIP / Faults and goodput", "many", (
         Panel("Goodput", "timeseries", "percentunit", (
@@ -207,6 +211,9 @@ BOARDS = (
         Panel("Time of the last restore", "timeseries", "s", (
             (f"univip_checkpoint_restore_duration_seconds{RUNS}", "{{run}}"),),
               "To find, verify and load it."),
+        Panel("Nodes that failed their pre-flight", "timeseries", "short", (
+            (f"univip_fault_failed_preflights_total{RUNS}", "{{run}}"),),
+              "Over the run. `univip show RUN` names them and says what was wrong."),
     )),
     Board("univip-data", "UniVIP / Data, boxes and monitoring", "many", (
         Panel("Share of the step waiting for data", "timeseries", "percentunit", (

@@ -67,6 +67,7 @@ KINDS = (
     }),
     Kind("round", "A round of workers began.", {
         "world_size": "Ranks.",
+        "host": "Of this rank.",
         "restart_cause": "Why the round before ended; absent in the first.",
     }),
     Kind("step", "Where training stands; every `monitoring.every_steps` data steps.", {
@@ -90,6 +91,8 @@ KINDS = (
         "target": "Data step at which the run ends.",
         "micro_batches": "Micro-batches per rank and step.",
         "batch_norm_count": "Images behind each BatchNorm statistic.",
+        "slowest_rank": "Of the last 15 data steps; null with one rank, and before them.",
+        "straggler_ratio": "Its median time of own work over that of the others.",
         "checkpoint_step": "Data step of the last durable checkpoint.",
         "checkpoint_time": "Unix time at which it was durable, s.",
     }),
@@ -112,6 +115,10 @@ KINDS = (
     Kind("stall", "A rank takes far longer than usual, and the others wait for it.", {
         "phase": "One of PHASES.",
         "seconds": "In that phase so far.",
+    }),
+    Kind("straggler", "A rank is slower than the others step after step; once per stretch.", {
+        "slowest": "The rank.",
+        "ratio": "Its median time of own work over that of the others.",
     }),
     Kind("spike", "A loss or gradient norm was far above the usual; the step was applied.", {
         "where": "One of SPIKE_PLACES.",
@@ -301,6 +308,10 @@ METRICS = (
            "Wall time in the step loop."),
     Metric("univip_train_phase_seconds_total", "seconds", ("step",), "largest", "phases.*",
            "Time of rank 0 in each phase of the step.", {"phase": PHASES}),
+    Metric("univip_train_straggler_ratio", "ratio", ("step",), "last", "straggler_ratio",
+           "Own work of the slowest rank over that of the others, medians of 15 data steps; 1 is best."),
+    Metric("univip_train_slowest_rank", "rank", ("step",), "last", "slowest_rank",
+           "Number of the slowest rank."),
     Metric("univip_data_decode_errors_total", "images", ("image_failed",), "count", "",
            "Times a photograph could not be used.", {"reason": SEARCH_REASONS}, every_rank=True),
     Metric("univip_data_substituted_samples_total", "images", ("step",), "largest", "counts.substituted_*",

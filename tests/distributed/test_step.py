@@ -65,7 +65,7 @@ def train(
     config = OptimConfig(name=optimizer, exclude_bias_and_norm=optimizer is OptimizerName.lars)
     state = TrainState(method, make_optimizer(config, method.online), Guard(ResilienceConfig()))
     shares = micro_batches(IMAGES, size, IMAGES)[rank]
-    verdicts = []
+    verdicts, clock = [], PhaseClock()
     for data_step in range(STEPS):
         state.data_step = data_step
         report = train_step(
@@ -79,12 +79,14 @@ def train(
             counts={"images": sum(stop - start for start, stop in shares)},
             marks=Marks(2**64 - 1, rank),
             stop_requested=rank == size - 1,
-            clock=PhaseClock(),
+            clock=clock,
         )
         verdicts.append(report.judgement.verdict)
         assert report.counts == {"images": IMAGES}
         assert report.marks == Marks(2**64 - size, sum(range(size)))
         assert report.stop_requested
+        # Of each rank, and told a step later.
+        assert [pace > 0.0 for pace in report.paces] == [data_step > 0] * size
     return state.tensors(), verdicts
 
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from univip.waiting import Pace
+
 _RECENT = 64
 PHASES = ("data", "augment", "forward", "backward", "reduce", "optimizer", "checkpoint", "observe")
 
@@ -24,6 +26,7 @@ class PhaseClock:
     Attributes:
         entered: The phase this is in, and when it began (`time.perf_counter()`); None between two.
         recent: Seconds of the last times in each phase.
+        pace: How long the rank works in a step.
     """
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
@@ -32,6 +35,7 @@ class PhaseClock:
             self.seconds.setdefault(phase, 0.0)
         self.entered: tuple[str, float] | None = None
         self.recent: dict[str, deque[float]] = {phase: deque(maxlen=_RECENT) for phase in PHASES}
+        self.pace = Pace()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:

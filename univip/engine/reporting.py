@@ -1,4 +1,4 @@
-"""What rank 0 tells the observer about the steps it sees: progress, spikes, collapse.
+"""What rank 0 tells the observer about the steps it sees: progress, spikes, collapse, stragglers.
 
 Nothing here decides anything, so nothing here is part of the training state.
 """
@@ -6,11 +6,12 @@ Nothing here decides anything, so nothing here is part of the training state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from univip.config import ResilienceConfig
 from univip.engine.step import StepReport
+from univip.engine.stragglers import Stragglers
 from univip.observe import Observer
 from univip.resilience.guard import Verdict
 
@@ -53,6 +54,7 @@ class Reporter:
         observer: None on ranks other than 0.
         limits: When a collapse is worth a warning.
         smallest_batch: Images in the smallest micro-batch: the spread of a single one is 0 and says nothing.
+        images: Of each rank in a step.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Reporter:
         *,
         limits: ResilienceConfig,
         smallest_batch: int,
+        images: Sequence[int],
     ) -> None:
         self.plan = plan
         self.totals = totals
@@ -70,6 +73,7 @@ class Reporter:
         self._since_record: list[StepReport] = []
         self._collapse = CollapseWatch(limits.collapse_std, limits.collapse_after_steps)
         self._can_see_collapse = smallest_batch > 1
+        self._stragglers = Stragglers(images)
 
     def count(self, report: StepReport, seconds: float) -> None:
         """Count one step, whatever became of it."""
@@ -103,6 +107,11 @@ class Reporter:
         std = report.statistics.get("embedding_std_online")
         if std is not None and self._can_see_collapse and self._collapse.sees(std):
             self.observer.record("collapse", step=step, data_step=done - 1, embedding_std=round(std, 4))
+        if any(report.paces) and (slowest := self._stragglers.sees(report.paces)):
+            ratio = round(slowest.ratio, 2)
+            self.observer.record(
+                "straggler", step=step, data_step=done - 1, slowest=slowest.rank, ratio=ratio
+            )
         if is_due:
             self._record(self.observer, reports, step, done, checkpoint)
 
@@ -114,7 +123,7 @@ class Reporter:
         self, observer: Observer, reports: list[StepReport], step: int, done: int, at: tuple[int, float]
     ) -> None:
         """One `step` record: the last step, and the extremes since the record before."""
-        last = reports[-1]
+        last, slowest = reports[-1], self._stragglers.slowest
         observer.record(
             "step",
             step=step,
@@ -139,6 +148,8 @@ class Reporter:
             micro_batches=self.plan.micro_batches,
             # BatchNorm statistics are those of one micro-batch over all ranks.
             batch_norm_count=self.plan.global_batch / self.plan.micro_batches,
+            slowest_rank=slowest and slowest.rank,
+            straggler_ratio=slowest and slowest.ratio,
             checkpoint_step=at[0],
             checkpoint_time=at[1],
         )

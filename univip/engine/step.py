@@ -40,6 +40,7 @@ class StepReport(NamedTuple):
     marks: Marks  # of all ranks
     stop_requested: bool
     own: dict[str, float]  # loss and terms of this rank's images alone, still over the global batch
+    paces: list[float]  # s, of each rank: its own work in the step before, 0 in the first
 
 
 class StepSettings(NamedTuple):
@@ -115,6 +116,7 @@ def train_step(
         The report, with the same judgement, loss, counts and stop flag on every rank.
     """
     online = state.method.online
+    clock.pace.begin(group.device)
     settings.faults.begin(state.data_step, state.method, state.optimizer)
     for parameter in buffer.parameters:
         parameter.grad = None
@@ -125,12 +127,14 @@ def train_step(
     total, terms, statistics = _forward_backward(state, micro_batches, settings, clock)
     statistics |= {"norm_parameters": norms.parameters, "norm_buffers": norms.buffers}
     settings.faults.gradient(online)
+    paces = [0.0] * group.size
+    paces[group.rank] = clock.pace.end(next(reversed(clock.recent["data"]), 0.0))
 
     with clock("reduce"), torch.no_grad():
         numbers = [total, *terms.values(), ~norms.finite, ~torch.isfinite(total)]
         tail = torch.stack([number.detach().to(total) for number in numbers])
         pieces = [piece for mark in marks for piece in to_bytes(mark)]
-        extra = torch.tensor([float(stop_requested), *pieces, *counts.values()], dtype=tail.dtype)
+        extra = torch.tensor([float(stop_requested), *pieces, *counts.values(), *paces], dtype=tail.dtype)
         gradients, reduced = buffer.reduce(group, torch.cat([tail, extra.to(tail.device)]))
         gradient_norm = torch.linalg.vector_norm(gradients)
         # The only read of the device in a step.
@@ -139,7 +143,8 @@ def train_step(
     size = 1 + len(terms)
     end = len(reduced)
     losses, (bad_states, bad_losses, stops), norm = values[:size], values[size : size + 3], values[end]
-    pieces, sums = values[size + 3 : size + 3 + len(pieces)], values[size + 3 + len(pieces) : end]
+    rest = values[size + 3 : end]
+    pieces, sums, paces = rest[: len(pieces)], rest[len(pieces) : -group.size], rest[-group.size :]
     usual_norm = state.guard.usual_gradient_norm
     health = Health(state=bad_states > 0, loss=bad_losses > 0, gradient=not _is_finite(norm))
     judgement = state.guard.judge(health, loss=losses[0], gradient_norm=norm)
@@ -170,6 +175,7 @@ def train_step(
         stop_requested=stops > 0,
         # Read from the device only where somebody will look at it.
         own={} if is_applied else dict(zip(["loss", *terms], tail[:size].tolist(), strict=True)),
+        paces=paces,
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from univip.checkpoint import layout
 from univip.checkpoint.manager import CheckpointManager, Origin
 from univip.config import CheckpointConfig, ResilienceConfig
+from univip.data.plan import slices
 from univip.engine.cadence import Cadence
 from univip.engine.distributed import Group
 from univip.engine.phases import PhaseClock
@@ -119,6 +120,7 @@ class Trainer:
             observer if group.is_main else None,
             limits=resilience,
             smallest_batch=plan.global_batch // (group.size * plan.micro_batches),
+            images=[stop - start for start, stop in slices(plan.global_batch, group.size)],
         )
         self.probation = Probation(manager, ledger, observer, good_steps=resilience.healthy_after_steps)
         self.recovery = Recovery(manager, ledger, self.probation, resilience, observer)

@@ -28,6 +28,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from univip.waiting import waiting
+
 EPS = 1e-5  # added to the variance
 MOMENTUM = 0.1  # weight of one forward in the running statistics
 
@@ -141,7 +143,8 @@ def _gather(row: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return row[None]
     rows = row.new_empty(dist.get_world_size() * row.shape[0])
-    dist.all_gather_into_tensor(rows, row)
+    with waiting(row.device):
+        dist.all_gather_into_tensor(rows, row)
     return rows.view(-1, row.shape[0])
 
 

@@ -12,6 +12,7 @@ Nothing is planted unless that variable is set, and then the log of every rank s
     flip:RANK@STEP          the lowest bit of one weight, on one rank
     kill:RANK@STEP          SIGKILL of one rank
     hang:RANK@STEP          one rank goes on for ever while it makes its views
+    slow:RANK@STEP          one rank works half a second longer on each micro-batch until its round ends
     matmul:NODE@ATTEMPT     a node computes a wrong number in its pre-flight
 
 The first four happen on rank 0, or where `nan:loss:1@STEP` and `nan:loss:all@STEP` say.
@@ -42,8 +43,9 @@ PLACES = {
     "spike": ("loss",),
     "zero": ("embedding",),
 }
-OF_A_RANK = ("flip", "kill", "hang")
+OF_A_RANK = ("flip", "kill", "hang", "slow")
 OF_A_NODE = "matmul"
+SLOW_S = 0.5
 SPIKE = 100.0
 OVERFLOWING_PIXEL = 3.4e38
 _PATTERN = re.compile(r"(?P<kind>[a-z]+):(?P<place>[a-z]+|\d+)(:(?P<rank>\d+|all))?@(?P<data_step>\d+)")
@@ -86,6 +88,7 @@ class PlantedFaults:
         self._markers = markers
         self._rank = rank
         self._now: set[str] = set()
+        self._is_slow = False
         self.happened: list[str] = []
         if faults:
             _logger.warning("FAULTS ARE PLANTED in this run, %s=%s", VARIABLE, text)
@@ -125,6 +128,9 @@ class PlantedFaults:
         """The images of the step; a NaN in one pixel makes the first activation NaN."""
         while "hang" in self._now:
             time.sleep(1.0)
+        self._is_slow |= "slow" in self._now
+        if self._is_slow:
+            time.sleep(SLOW_S)
         if "nan:activation" in self._now:
             return _with_pixel(images, math.nan)
         return _with_pixel(images, OVERFLOWING_PIXEL) if "overflow:pixel" in self._now else images

@@ -2,7 +2,7 @@
 
 Training state goes back at a rollback; the ledger does not. Each record is fsynced before the act it
 announces, so a run killed between the two finds the decision at its next start and carries it out. Only rank
-0 of the owning attempt writes.
+0 of the owning attempt writes, and its agent while no rank runs.
 """
 
 from __future__ import annotations

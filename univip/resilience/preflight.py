@@ -26,7 +26,7 @@ _EDGE = {"cuda": 2048, "cpu": 128}  # of the matrices
 _SIGNS = 256  # terms of a bf16 product: every partial sum of so many ones is a whole number it can hold
 _BLOCK_BYTES = {"cuda": 256 * 2**20, "cpu": 2**20}
 _CPU_BYTES = 4 * 2**20
-_MOST_GPU_BYTES = 16 * 2**30  # and half of what is free at most: other processes may share the GPU
+_MOST_GPU_BYTES = 16 * 2**30  # and a quarter of what is free at most: other processes may share the GPU
 _DISK_BYTES = 2**18
 _SUM_LENGTH = 2**16
 
@@ -77,7 +77,7 @@ def wrong_memory(device: torch.device) -> str | None:
     """Whether memory gives back what was written to it, every bit once as 0 and once as 1."""
     num_bytes = _CPU_BYTES
     if device.type == "cuda":
-        num_bytes = min(torch.cuda.mem_get_info(device)[0] // 2, _MOST_GPU_BYTES)
+        num_bytes = min(torch.cuda.mem_get_info(device)[0] // 4, _MOST_GPU_BYTES)
     block_bytes = _BLOCK_BYTES[device.type]
     pattern = torch.arange(block_bytes // 4, dtype=torch.int32, device=device)
     blocks: list[Tensor] = []
