@@ -42,6 +42,7 @@ ENDED = 64
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
 MAX_PAUSE_S = 60.0  # between two rounds
 _POLL_S = 0.2
+_POLL_WORKERS_S = 0.05
 _STATES = {ExitCode.DONE: "done", ExitCode.REQUEUE: "stopped"}
 
 
@@ -187,7 +188,10 @@ def _is_stopped_within(pause_s: float, stop_file: Path) -> bool:
 
 def _start_server() -> None:
     """Start the process that workers are forked from; it loads torch while this one does."""
-    multiprocessing.set_forkserver_preload(["jobs.agent", "jobs.worker"])
+    # Also what a worker would load later: to read its configuration, and its first photograph.
+    multiprocessing.set_forkserver_preload(
+        ["jobs.agent", "jobs.worker", "omegaconf", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"]
+    )
     # SLURM signals every process of a step, and workers end without their server. What is blocked here stays
     # blocked in what is started; a signal that comes meanwhile is kept for this process.
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
@@ -224,7 +228,7 @@ def _run_round(
         args=(str(run_dir), mine, number),
         rdzv_handler=nodes.rendezvous(number, members),
         max_restarts=0,
-        monitor_interval=0.1,
+        monitor_interval=_POLL_WORKERS_S,
     )
     agent = LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(), start_method="forkserver")
     rank, exit_code = -1, 0

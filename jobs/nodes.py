@@ -14,6 +14,8 @@ would have to share.
     N/report/K    node K         how its part of round N ended
     N/verdict     the first      what comes next
     bye/K         node K         it has read the last verdict
+    N/torch       torch          what its agents tell each other of round N
+    N/workers     torch          where the workers of round N find each other
 
 torch's rendezvous of elastic agents rests on the same kind of store. But a node that comes late makes it
 start the workers of a round again behind our back, and it does not know what a round was.
@@ -88,6 +90,7 @@ class Nodes:
 
     def __init__(self, here: Execution, store: TCPStore) -> None:
         self.here = here
+        self.address = store.host, store.port
         self._store = store
 
     def rendezvous(self, number: int, members: list[int]) -> RendezvousHandler:
@@ -313,14 +316,12 @@ class _Agreed(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        # A store that outlives its process group keeps addresses of dead workers (pytorch#167288).
-        return False
+        return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        store, rank = self._nodes.store_of(self._number), self._members.index(self._nodes.here.node)
-        address = os.environ.get("SLURMD_NODENAME") if self._nodes.here.num_nodes > 1 else "localhost"
-        found = RendezvousStoreInfo.build(rank, store, local_addr=address)
-        return RendezvousInfo(store, rank, len(self._members), found)
+        rank = self._members.index(self._nodes.here.node)
+        store = self._nodes.store_of(self._number)
+        return RendezvousInfo(store, rank, len(self._members), RendezvousStoreInfo(*self._nodes.address))
 
     def num_nodes_waiting(self) -> int:
         """Asked for by torch's agent again and again while all workers are well."""
@@ -335,6 +336,13 @@ class _Agreed(RendezvousHandler):
 
     def shutdown(self) -> bool:
         return True
+
+
+def store_of_workers(number: int) -> Store:
+    """What the workers of a round find each other by; called in one, for its agent put the address there."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    # Under a name of their own: what the workers of another round left leads nowhere (pytorch#167288).
+    return PrefixStore(f"{number}/workers", store)
 
 
 def _endpoint(here: Execution) -> tuple[str, int]:

@@ -26,6 +26,7 @@ from jobs import attempts, train
 from jobs.agent import ENDED
 from jobs.attempts import STOP_FILE, Attempt
 from jobs.config import load
+from jobs.nodes import store_of_workers
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.engine.distributed import Group
@@ -120,7 +121,10 @@ def _train(
         torch.use_deterministic_algorithms(True)
     if size > 1:
         timeout = timedelta(seconds=config.resilience.collective_timeout_s)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        store = store_of_workers(round_number)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=size
+        )
     try:
         journal.record("round", world_size=size)
         return train.train_rank(

@@ -144,6 +144,20 @@ def test_a_node_that_comes_late_makes_the_workers_stop_for_the_next_round(
     late.close()
 
 
+def test_the_workers_of_a_round_meet_at_the_agents_and_see_nothing_of_an_earlier_round(
+    first: First, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first.address == follower.address
+    monkeypatch.setenv("MASTER_ADDR", first.address[0])
+    monkeypatch.setenv("MASTER_PORT", str(first.address[1]))
+    one, other = nodes.store_of_workers(3), nodes.store_of_workers(3)
+
+    one.set("address", "of a worker")
+
+    assert other.get("address") == b"of a worker"
+    assert not nodes.store_of_workers(4).check(["address"])
+
+
 def test_too_few_nodes_are_told(first: First, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "JOIN_TIMEOUT_S", 0.1)
 
