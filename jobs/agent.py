@@ -6,7 +6,8 @@ anything else is a new round, on a budget that refills whenever a round made pro
 agree through `jobs/nodes.py`. Workers are forked from a server that has everything loaded already, so a new
 round costs a fraction of a second instead of an import.
 
-SIGTERM and SIGUSR2 make a `stop` file that rank 0 watches: the workers write a checkpoint and end with 75.
+Signals are the agent's: the workers write a checkpoint and end with 75, and those that cannot are ended; see
+`jobs/stopping.py`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import os
 import signal
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs import slurm
 from jobs.attempts import STOP_FILE, Attempt, own_view, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
+from jobs.stopping import SIGNALS, OutOfTimeError, StopRequest
 from monitoring import gpu
 from monitoring.catalog import RESTART_CAUSES
 from monitoring.journal import Journal
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 # Exit code of a worker that ended in order, as all on its node did, and left its outcome. Not 0, after which
 # torch's agent waits for the others in a way that never ends if a worker is killed meanwhile.
 ENDED = 64
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
 MAX_PAUSE_S = 60.0  # between two rounds
 _POLL_S = 0.2
 _POLL_WORKERS_S = 0.05
@@ -48,7 +49,9 @@ _STATES = {ExitCode.DONE: "done", ExitCode.REQUEUE: "stopped"}
 
 def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     """Run rounds of workers until the training is done or cannot go on: the agent of the first node."""
-    _prepare(attempt.directory(run_dir))
+    stop = StopRequest(config.cluster.signal_delay_s)
+    stop.listen(attempt.directory(run_dir))
+    _prepare()
     from jobs.nodes import First
 
     with (
@@ -57,7 +60,7 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     ):
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
         _tell_of_the_last(run_dir, attempt, journal)
-        nodes = First(slurm.Execution.here(), attempt.number, in_order=ENDED)
+        nodes = First(slurm.Execution.here(), attempt.number, in_order=ENDED, while_waiting=stop.check)
         number, outcome = _rounds(config, run_dir, attempt, journal, nodes)
         nodes.end(number, outcome)
         journal.record("run", state=_STATES.get(ExitCode(outcome.exit_code), "failed"))
@@ -70,24 +73,29 @@ def follow(config: Config, run_dir: Path) -> Outcome:
     If the agent of the first node dies, it is started anew, with a new attempt; this one waits for that.
     """
     here = slurm.Execution.here()
-    _prepare(None)
+    stop = StopRequest(config.cluster.signal_delay_s)
+    _prepare()
     from torch.distributed import DistError
 
     from jobs.nodes import Follower
 
     while True:
         try:
-            nodes = Follower(here)
+            nodes = Follower(here, while_waiting=stop.check)
         except (DistError, RuntimeError) as error:
             return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, f"the first node is gone: {error}")
         mine = own_view(nodes.attempt, "train", here)
         try:
-            _stop_on_signals(mine.directory(run_dir))
+            stop.listen(mine.directory(run_dir))
             with (
                 Journal(run_dir, attempt=mine.number, source=f"agent{here.node}") as journal,
                 gpu.recorded(journal, here.node, mine.host),
             ):
                 return _follow_rounds(config, run_dir, mine, nodes)
+        except OutOfTimeError as error:
+            with suppress(DistError, RuntimeError):  # the first node may be gone already
+                nodes.leave()
+            return Outcome(ExitCode.REQUEUE, Cause.STOPPED, str(error))
         except (DistError, RuntimeError):
             traceback.print_exc()
         finally:
@@ -106,10 +114,8 @@ def _follow_rounds(config: Config, run_dir: Path, mine: Attempt, nodes: Follower
             return outcome
 
 
-def _prepare(directory: Path | None) -> None:
-    """Of this process, before torch is used; `directory` is that of the attempt, if it is known yet."""
-    if directory:
-        _stop_on_signals(directory)
+def _prepare() -> None:
+    """Of this process, before torch is used."""
     _start_server()
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are ours
     # The same number of workers on each node: torch need not ask around who has how many.
@@ -172,6 +178,8 @@ def _decide_round(config: Config, run_dir: Path, attempt: Attempt, number: int, 
         reports, lost = nodes.collect(number, members, own)
     except TooFewNodesError as error:
         return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, str(error))
+    except OutOfTimeError as error:
+        return Outcome(ExitCode.REQUEUE, Cause.STOPPED, str(error))
     except Exception as error:  # noqa: BLE001 - of the rendezvous, say: a new round may do better
         traceback.print_exc()
         return Outcome.of_error(error)
@@ -195,9 +203,9 @@ def _start_server() -> None:
     # SLURM signals every process of a step, and workers end without their server. What is blocked here stays
     # blocked in what is started; a signal that comes meanwhile is kept for this process.
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # each time: the tracker unblocks some
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # each time: the tracker unblocks some
         start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _work(run_dir: str, attempt: Attempt, number: int) -> None:
@@ -212,10 +220,10 @@ def _run_round(
 ) -> Report:
     """This node's part of a round."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from jobs.elastic import ElasticAgent
     from jobs.nodes import Report, RoundOverError
 
     directory = mine.round_directory(run_dir, number)
@@ -230,7 +238,7 @@ def _run_round(
         max_restarts=0,
         monitor_interval=_POLL_WORKERS_S,
     )
-    agent = LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(), start_method="forkserver")
+    agent = ElasticAgent(spec, logs_specs=DefaultLogsSpecs(), start_method="forkserver")
     rank, exit_code = -1, 0
     try:
         failures = agent.run().failures
@@ -239,8 +247,23 @@ def _run_round(
     except RoundOverError:
         pass  # torch's agent has ended the workers
     first = members.index(nodes.here.node) * workers
-    paths = [directory / f"rank-{each}.json" for each in range(first, first + workers)]
-    return Report(rank, exit_code, [outcome for path in paths if (outcome := Outcome.load(path))])
+    outcomes = {each: Outcome.load(outcome_path(directory, each)) for each in range(first, first + workers)}
+    return Report(
+        rank,
+        exit_code,
+        [outcome for outcome in outcomes.values() if outcome],
+        [each for each in outcomes if not outcomes[each] and not answer_path(directory, each).exists()],
+    )
+
+
+def outcome_path(directory: Path, rank: int) -> Path:
+    """Where a worker leaves how it ended; the folder is that of its round."""
+    return directory / f"rank-{rank}.json"
+
+
+def answer_path(directory: Path, rank: int) -> Path:
+    """What a worker makes when its agent has told it to end, for want of an outcome."""
+    return directory / f"rank-{rank}.ended"
 
 
 def _judge(reports: list[Report], lost: list[int]) -> Outcome:
@@ -265,6 +288,8 @@ def _judge(reports: list[Report], lost: list[int]) -> Outcome:
         if lost and not own:
             cause = Cause.NODE_FAILURE
         what = [f"node {node} of the job is gone" for node in lost]
+        if cause == Cause.HANG:  # nobody but its peers could tell: it neither spoke nor ended when told to
+            what += [f"rank {rank} was silent" for report in reports for rank in report.silent]
         what += [f"rank {r.rank} ended with exit code {r.exit_code}" for r in disorder if r.rank >= 0]
         return Outcome(ExitCode.CRASH, cause, "; ".join([*what, *(outcome.message for outcome in own)]))
     for outcome in outcomes:
@@ -281,11 +306,3 @@ def _workers_per_node(config: Config) -> int:
 
 def _newest_checkpoint(run_dir: Path) -> int:
     return max(layout.data_steps(run_dir / "checkpoints"), default=-1)
-
-
-def _stop_on_signals(directory: Path) -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        (directory / STOP_FILE).touch()
-
-    for number in _STOP_SIGNALS:
-        signal.signal(number, stop)

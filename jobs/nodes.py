@@ -13,7 +13,7 @@ would have to share.
     N/over        the first      whoever still works on round N is to end it
     N/report/K    node K         how its part of round N ended
     N/verdict     the first      what comes next
-    bye/K         node K         it has read the last verdict
+    bye/K         node K         it has read the last verdict, or leaves without
     N/torch       torch          what its agents tell each other of round N
     N/workers     torch          where the workers of round N find each other
 
@@ -27,6 +27,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -64,11 +65,13 @@ class Report:
         rank: The worker that was seen to end first; -1 where the round was ended from outside.
         exit_code: Of that worker; negative for a signal.
         outcomes: What the workers left behind.
+        silent: Workers that left nothing, and did not answer when they were told to end.
     """
 
     rank: int
     exit_code: int
     outcomes: list[Outcome] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
 
     def to_json(self) -> str:
         """As it is put into the store."""
@@ -82,14 +85,21 @@ class Report:
             Outcome(outcome["exit_code"], Cause(outcome["cause"]), outcome["message"])
             for outcome in document["outcomes"]
         ]
-        return cls(document["rank"], document["exit_code"], outcomes)
+        return cls(document["rank"], document["exit_code"], outcomes, document["silent"])
 
 
 class Nodes:
-    """This node's side of the agreement."""
+    """This node's side of the agreement.
 
-    def __init__(self, here: Execution, store: TCPStore) -> None:
+    Args:
+        here: This execution.
+        store: On the first node.
+        while_waiting: Called again and again, also while workers are watched; may raise to end that.
+    """
+
+    def __init__(self, here: Execution, store: TCPStore, while_waiting: Callable[[], None]) -> None:
         self.here = here
+        self.while_waiting = while_waiting
         self.address = store.host, store.port
         self._store = store
 
@@ -109,6 +119,10 @@ class Nodes:
         """
         raise NotImplementedError
 
+    def _wait(self) -> None:
+        self.while_waiting()
+        time.sleep(_POLL_S)
+
     def _set(self, key: str, value: str) -> None:
         self._store.set(key, value)
 
@@ -123,14 +137,22 @@ class First(Nodes):
         here: This execution.
         attempt: Number of the attempt.
         in_order: Exit code of a worker that ended in order.
+        while_waiting: See `Nodes`.
     """
 
-    def __init__(self, here: Execution, attempt: int, *, in_order: int) -> None:
+    def __init__(
+        self,
+        here: Execution,
+        attempt: int,
+        *,
+        in_order: int,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         host, port = _endpoint(here)
         store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S)
         )
-        super().__init__(here, store)
+        super().__init__(here, store, while_waiting)
         self._in_order = in_order
         self._beats: dict[int, tuple[int, float]] = {}  # newest beat of a node, and when it was first seen
         self._members = list(range(here.num_nodes))
@@ -160,7 +182,7 @@ class First(Nodes):
                 asked_after_s = waited_s + _ASK_SLURM_S
                 if minimum <= len(members) >= num_nodes(self.here):
                     break
-            time.sleep(_POLL_S)
+            self._wait()
         if len(members) < minimum:
             raise TooFewNodesError(f"{len(members)} nodes are left, and {minimum} are needed")
         self._members = members
@@ -186,7 +208,7 @@ class First(Nodes):
             while (report := self._report_of(number, node)) is None and self._is_at_work(number, node):
                 if any(each.exit_code != self._in_order for each in reports.values()):
                     self._set(f"{number}/over", "1")
-                time.sleep(_POLL_S)
+                self._wait()
             report = report or self._report_of(number, node)
             if report is None:
                 lost.append(node)
@@ -231,13 +253,17 @@ class First(Nodes):
 
 
 class Follower(Nodes):
-    """Every other node."""
+    """Every other node.
 
-    def __init__(self, here: Execution) -> None:
+    Args:
+        here: This execution.
+        while_waiting: See `Nodes`.
+    """
+
+    def __init__(self, here: Execution, *, while_waiting: Callable[[], None] = lambda: None) -> None:
         host, port = _endpoint(here)
-        super().__init__(
-            here, TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
-        )
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
+        super().__init__(here, store, while_waiting)
         self.attempt = int(self._store.get("attempt"))
         self._next_look = 0.0
         self._closed = threading.Event()
@@ -258,7 +284,7 @@ class Follower(Nodes):
         while True:
             self._set(f"ready/{self.here.node}", str(self._wanted))
             while not self._has(f"{self._wanted}/members"):
-                time.sleep(_POLL_S)
+                self._wait()
                 if (outcome := self._last_verdict()) is not None:
                     return outcome
             number, self._wanted = self._wanted, self._wanted + 1
@@ -282,12 +308,16 @@ class Follower(Nodes):
         """What comes next: the outcome of the attempt, or another round."""
         key = f"{number}/verdict"
         while not self._has(key):
-            time.sleep(_POLL_S)
+            self._wait()
         document = json.loads(self._store.get(key))
         if document is None:
             return None
-        self._set(f"bye/{self.here.node}", "1")
+        self.leave()
         return Outcome(document["exit_code"], Cause(document["cause"]), document["message"])
+
+    def leave(self) -> None:
+        """The first node need not wait for this one when it ends the attempt."""
+        self._set(f"bye/{self.here.node}", "1")
 
     def _last_verdict(self) -> Outcome | None:
         """The outcome of an attempt that ended while this node waited for a round."""
@@ -325,6 +355,7 @@ class _Agreed(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Asked for by torch's agent again and again while all workers are well."""
+        self._nodes.while_waiting()
         self._nodes.look(self._number, self._members)
         return 0
 
