@@ -220,7 +220,6 @@ def _run_round(
 ) -> Report:
     """This node's part of a round."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from jobs.elastic import ElasticAgent
@@ -238,7 +237,7 @@ def _run_round(
         max_restarts=0,
         monitor_interval=_POLL_WORKERS_S,
     )
-    agent = ElasticAgent(spec, logs_specs=DefaultLogsSpecs(), start_method="forkserver")
+    agent = ElasticAgent(spec)
     rank, exit_code = -1, 0
     try:
         failures = agent.run().failures

@@ -6,11 +6,13 @@ one that does not is stopped or hangs in native code, and has nothing to save.
 
 from __future__ import annotations
 
-import signal
-from typing import Any
+import multiprocessing
+from multiprocessing.process import BaseProcess
+from threading import Timer
 
-from torch.distributed.elastic.agent.server.api import WorkerGroup
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
 _LAST_WORDS_S = 3  # a worker needs the interpreter for a moment, on a machine that may be busy
 
@@ -18,13 +20,23 @@ _LAST_WORDS_S = 3  # a worker needs the interpreter for a moment, on a machine t
 class ElasticAgent(LocalElasticAgent):
     """Starts and watches the workers of one node for one round."""
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        pids: dict[int, Any] = super()._start_workers(worker_group)
-        assert self._pcontext is not None
-        close = self._pcontext.close
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec, DefaultLogsSpecs(), start_method="forkserver", shutdown_timeout=_LAST_WORDS_S)
 
-        def close_soon(death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
-            close(death_sig, _LAST_WORDS_S)
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        pids = {worker.id for worker in worker_group.workers}
+        left = [process for process in multiprocessing.active_children() if process.pid in pids]
+        if len(left) == len(pids):
+            return super()._monitor_workers(worker_group)  # type: ignore[no-any-return]
+        # What follows waits for those that are left, for as long as torch thinks right.
+        timer = Timer(_LAST_WORDS_S, _kill, [left])
+        timer.start()
+        try:
+            return super()._monitor_workers(worker_group)  # type: ignore[no-any-return]
+        finally:
+            timer.cancel()
 
-        self._pcontext.close = close_soon  # type: ignore[method-assign]  # torch has no option for it
-        return pids
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
