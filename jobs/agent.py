@@ -7,7 +7,8 @@ agree through `jobs/nodes.py`. Workers are forked from a server that has everyth
 round costs a fraction of a second instead of an import. A node that fails its pre-flight at the start of an
 attempt takes no part in it.
 
-SIGTERM and SIGUSR2 make a `stop` file that rank 0 watches: the workers write a checkpoint and end with 75.
+Signals are the agent's: the workers write a checkpoint and end with 75, and those that cannot are ended; see
+`jobs/stopping.py`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ import os
 import signal
 import time
 import traceback
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs import slurm, unfit
 from jobs.attempts import STOP_FILE, Attempt, own_view, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
+from jobs.stopping import SIGNALS, OutOfTimeError, StopRequest
 from monitoring import gpu
 from monitoring.catalog import RESTART_CAUSES
 from monitoring.journal import Journal
@@ -40,15 +42,17 @@ if TYPE_CHECKING:
 # Exit code of a worker that ended in order, as all on its node did, and left its outcome. Not 0, after which
 # torch's agent waits for the others in a way that never ends if a worker is killed meanwhile.
 ENDED = 64
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
 MAX_PAUSE_S = 60.0  # between two rounds
 _POLL_S = 0.2
+_POLL_WORKERS_S = 0.05
 _STATES = {ExitCode.DONE: "done", ExitCode.REQUEUE: "stopped"}
 
 
 def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     """Run rounds of workers until the training is done or cannot go on: the agent of the first node."""
-    _prepare(attempt.directory(run_dir))
+    stop = StopRequest(config.cluster.signal_delay_s)
+    stop.listen(attempt.directory(run_dir))
+    _prepare()
     from jobs.nodes import First
 
     with (
@@ -62,7 +66,7 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
             unfit.failed_preflight(run_dir, attempt, slurm.host_of(node), what, journal)
 
         here = slurm.Execution.here()
-        nodes = First(here, attempt.number, in_order=ENDED, on_unfit=leave_out)
+        nodes = First(here, attempt.number, in_order=ENDED, on_unfit=leave_out, while_waiting=stop.check)
         if what := _preflight(config, run_dir, attempt, node=0):
             leave_out(0, what)
             message = f"{slurm.host_of(0)}, which leads the others, failed its pre-flight: {what}"
@@ -80,19 +84,20 @@ def follow(config: Config, run_dir: Path) -> Outcome:
     If the agent of the first node dies, it is started anew, with a new attempt; this one waits for that.
     """
     here = slurm.Execution.here()
-    _prepare(None)
+    stop = StopRequest(config.cluster.signal_delay_s)
+    _prepare()
     from torch.distributed import DistError
 
     from jobs.nodes import Follower
 
     while True:
         try:
-            nodes = Follower(here)
+            nodes = Follower(here, while_waiting=stop.check)
         except (DistError, RuntimeError) as error:
             return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, f"the first node is gone: {error}")
         mine = own_view(nodes.attempt, "train", here)
         try:
-            _stop_on_signals(mine.directory(run_dir))
+            stop.listen(mine.directory(run_dir))
             with (
                 Journal(run_dir, attempt=mine.number, source=f"agent{here.node}") as journal,
                 gpu.recorded(journal, here.node, mine.host),
@@ -100,6 +105,10 @@ def follow(config: Config, run_dir: Path) -> Outcome:
                 if what := _preflight(config, run_dir, mine, node=here.node):
                     return nodes.stay_out(f"{mine.host}: {what}")
                 return _follow_rounds(config, run_dir, mine, nodes)
+        except OutOfTimeError as error:
+            with suppress(DistError, RuntimeError):  # the first node may be gone already
+                nodes.leave()
+            return Outcome(ExitCode.REQUEUE, Cause.STOPPED, str(error))
         except (DistError, RuntimeError):
             traceback.print_exc()
         finally:
@@ -132,10 +141,8 @@ def _preflight(config: Config, run_dir: Path, mine: Attempt, *, node: int) -> st
     )
 
 
-def _prepare(directory: Path | None) -> None:
-    """Of this process, before torch is used; `directory` is that of the attempt, if it is known yet."""
-    if directory:
-        _stop_on_signals(directory)
+def _prepare() -> None:
+    """Of this process, before torch is used."""
     _start_server()
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are ours
     # The same number of workers on each node: torch need not ask around who has how many.
@@ -200,6 +207,8 @@ def _decide_round(config: Config, run_dir: Path, attempt: Attempt, number: int, 
             unfit.lost(run_dir, attempt, slurm.host_of(node))
     except TooFewNodesError as error:
         return unfit.outcome(run_dir, attempt, str(error))
+    except OutOfTimeError as error:
+        return Outcome(ExitCode.REQUEUE, Cause.STOPPED, str(error))
     except Exception as error:  # noqa: BLE001 - of the rendezvous, say: a new round may do better
         traceback.print_exc()
         return Outcome.of_error(error)
@@ -216,13 +225,16 @@ def _is_stopped_within(pause_s: float, stop_file: Path) -> bool:
 
 def _start_server() -> None:
     """Start the process that workers are forked from; it loads torch while this one does."""
-    multiprocessing.set_forkserver_preload(["jobs.agent", "jobs.worker"])
+    # Also what a worker would load later: to read its configuration, and its first photograph.
+    multiprocessing.set_forkserver_preload(
+        ["jobs.agent", "jobs.worker", "omegaconf", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"]
+    )
     # SLURM signals every process of a step, and workers end without their server. What is blocked here stays
     # blocked in what is started; a signal that comes meanwhile is kept for this process.
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # each time: the tracker unblocks some
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # each time: the tracker unblocks some
         start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _work(run_dir: str, attempt: Attempt, number: int) -> None:
@@ -237,10 +249,9 @@ def _run_round(
 ) -> Report:
     """This node's part of a round."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from jobs.elastic import ElasticAgent
     from jobs.nodes import Report, RoundOverError
 
     directory = mine.round_directory(run_dir, number)
@@ -253,9 +264,9 @@ def _run_round(
         args=(str(run_dir), mine, number),
         rdzv_handler=nodes.rendezvous(number, members),
         max_restarts=0,
-        monitor_interval=0.1,
+        monitor_interval=_POLL_WORKERS_S,
     )
-    agent = LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(), start_method="forkserver")
+    agent = ElasticAgent(spec)
     rank, exit_code = -1, 0
     try:
         failures = agent.run().failures
@@ -264,8 +275,23 @@ def _run_round(
     except RoundOverError:
         pass  # torch's agent has ended the workers
     first = members.index(nodes.here.node) * workers
-    paths = [directory / f"rank-{each}.json" for each in range(first, first + workers)]
-    return Report(rank, exit_code, [outcome for path in paths if (outcome := Outcome.load(path))])
+    outcomes = {each: Outcome.load(outcome_path(directory, each)) for each in range(first, first + workers)}
+    return Report(
+        rank,
+        exit_code,
+        [outcome for outcome in outcomes.values() if outcome],
+        [each for each in outcomes if not outcomes[each] and not answer_path(directory, each).exists()],
+    )
+
+
+def outcome_path(directory: Path, rank: int) -> Path:
+    """Where a worker leaves how it ended; the folder is that of its round."""
+    return directory / f"rank-{rank}.json"
+
+
+def answer_path(directory: Path, rank: int) -> Path:
+    """What a worker makes when its agent has told it to end, for want of an outcome."""
+    return directory / f"rank-{rank}.ended"
 
 
 def _judge(reports: list[Report], lost: list[int]) -> Outcome:
@@ -290,6 +316,8 @@ def _judge(reports: list[Report], lost: list[int]) -> Outcome:
         if lost and not own:
             cause = Cause.NODE_FAILURE
         what = [f"node {node} of the job is gone" for node in lost]
+        if cause == Cause.HANG:  # nobody but its peers could tell: it neither spoke nor ended when told to
+            what += [f"rank {rank} was silent" for report in reports for rank in report.silent]
         what += [f"rank {r.rank} ended with exit code {r.exit_code}" for r in disorder if r.rank >= 0]
         return Outcome(ExitCode.CRASH, cause, "; ".join([*what, *(outcome.message for outcome in own)]))
     for outcome in outcomes:
@@ -306,11 +334,3 @@ def _workers_per_node(config: Config) -> int:
 
 def _newest_checkpoint(run_dir: Path) -> int:
     return max(layout.data_steps(run_dir / "checkpoints"), default=-1)
-
-
-def _stop_on_signals(directory: Path) -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        (directory / STOP_FILE).touch()
-
-    for number in _STOP_SIGNALS:
-        signal.signal(number, stop)

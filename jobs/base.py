@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -147,7 +148,10 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
 
             _verify_boxes(run_dir)
             outcome = train(load(run_dir), run_dir, mine)
-            return _why_stopped(load(run_dir), run_dir) if outcome.cause == Cause.STOPPED else outcome
+            if outcome.cause != Cause.STOPPED:
+                return outcome
+            why = _why_stopped(load(run_dir), run_dir)
+            return replace(why, message="; ".join(filter(None, [why.message, outcome.message])))
         with Journal(run_dir, attempt=mine.number, source=kind.partition("/")[0].replace(":", "")) as journal:
             _work(kind, run_dir, mine, journal)
     except _Stopped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -217,11 +218,24 @@ def with_site_of(stored: T, requested: T) -> T:
 
 
 def _load(run_dir: Path) -> tuple[Config, RunHeader]:
+    path = run_dir / FILE_NAME
+    try:
+        status = path.stat()
+    except OSError:  # reading it will tell
+        return _read(path)
+    return _read_once(path, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=8)  # a worker that is started anew asks for it six times, and OmegaConf takes its time
+def _read_once(path: Path, _stamp: tuple[int, int, int]) -> tuple[Config, RunHeader]:
+    return _read(path)
+
+
+def _read(path: Path) -> tuple[Config, RunHeader]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    path = run_dir / FILE_NAME
     try:
         stored = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(stored, dict)
@@ -232,8 +246,8 @@ def _load(run_dir: Path) -> tuple[Config, RunHeader]:
         found = OmegaConf.to_object(config), OmegaConf.to_object(header)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"`{run_dir}` must hold a {FILE_NAME}, but does not.",
-            where=str(run_dir),
+            f"`{path.parent}` must hold a {FILE_NAME}, but does not.",
+            where=str(path.parent),
             fix="univip status  # lists the runs",
         ) from error
     except (OmegaConfBaseException, YAMLError, KeyError, ValueError, AssertionError) as error:

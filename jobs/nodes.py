@@ -14,7 +14,9 @@ would have to share.
     N/over        the first      whoever still works on round N is to end it
     N/report/K    node K         how its part of round N ended
     N/verdict     the first      what comes next
-    bye/K         node K         it has read the last verdict
+    bye/K         node K         it has read the last verdict, or leaves without
+    N/torch       torch          what its agents tell each other of round N
+    N/workers     torch          where the workers of round N find each other
 
 torch's rendezvous of elastic agents rests on the same kind of store. But a node that comes late makes it
 start the workers of a round again behind our back, and it does not know what a round was.
@@ -64,11 +66,13 @@ class Report:
         rank: The worker that was seen to end first; -1 where the round was ended from outside.
         exit_code: Of that worker; negative for a signal.
         outcomes: What the workers left behind.
+        silent: Workers that left nothing, and did not answer when they were told to end.
     """
 
     rank: int
     exit_code: int
     outcomes: list[Outcome] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
 
     def to_json(self) -> str:
         """As it is put into the store."""
@@ -82,14 +86,22 @@ class Report:
             Outcome(outcome["exit_code"], Cause(outcome["cause"]), outcome["message"])
             for outcome in document["outcomes"]
         ]
-        return cls(document["rank"], document["exit_code"], outcomes)
+        return cls(document["rank"], document["exit_code"], outcomes, document["silent"])
 
 
 class Nodes:
-    """This node's side of the agreement."""
+    """This node's side of the agreement.
 
-    def __init__(self, here: Execution, store: TCPStore) -> None:
+    Args:
+        here: This execution.
+        store: On the first node.
+        while_waiting: Called again and again, also while workers are watched; may raise to end that.
+    """
+
+    def __init__(self, here: Execution, store: TCPStore, while_waiting: Callable[[], None]) -> None:
         self.here = here
+        self.while_waiting = while_waiting
+        self.address = store.host, store.port
         self._store = store
 
     def rendezvous(self, number: int, members: list[int]) -> RendezvousHandler:
@@ -108,6 +120,10 @@ class Nodes:
         """
         raise NotImplementedError
 
+    def _wait(self) -> None:
+        self.while_waiting()
+        time.sleep(_POLL_S)
+
     def _set(self, key: str, value: str) -> None:
         self._store.set(key, value)
 
@@ -123,6 +139,7 @@ class First(Nodes):
         attempt: Number of the attempt.
         in_order: Exit code of a worker that ended in order.
         on_unfit: Told once of each node that takes no part, and why, while no round is under way.
+        while_waiting: See `Nodes`.
     """
 
     def __init__(
@@ -132,12 +149,13 @@ class First(Nodes):
         *,
         in_order: int,
         on_unfit: Callable[[int, str], None] = lambda node, what: None,
+        while_waiting: Callable[[], None] = lambda: None,
     ) -> None:
         host, port = _endpoint(here)
         store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S)
         )
-        super().__init__(here, store)
+        super().__init__(here, store, while_waiting)
         self._in_order = in_order
         self._on_unfit = on_unfit
         self._unfit: dict[int, str] = {}
@@ -170,7 +188,7 @@ class First(Nodes):
                 asked_after_s = waited_s + _ASK_SLURM_S
                 if minimum <= len(members) >= num_nodes(self.here):
                     break
-            time.sleep(_POLL_S)
+            self._wait()
         if len(members) < minimum:
             why = [f"node {node} failed its pre-flight: {what}" for node, what in self._unfit.items()]
             few = f"{len(members)} nodes are left, and {minimum} are needed"
@@ -198,7 +216,7 @@ class First(Nodes):
             while (report := self._report_of(number, node)) is None and self._is_at_work(number, node):
                 if any(each.exit_code != self._in_order for each in reports.values()):
                     self._set(f"{number}/over", "1")
-                time.sleep(_POLL_S)
+                self._wait()
             report = report or self._report_of(number, node)
             if report is None:
                 lost.append(node)
@@ -249,13 +267,17 @@ class First(Nodes):
 
 
 class Follower(Nodes):
-    """Every other node."""
+    """Every other node.
 
-    def __init__(self, here: Execution) -> None:
+    Args:
+        here: This execution.
+        while_waiting: See `Nodes`.
+    """
+
+    def __init__(self, here: Execution, *, while_waiting: Callable[[], None] = lambda: None) -> None:
         host, port = _endpoint(here)
-        super().__init__(
-            here, TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
-        )
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
+        super().__init__(here, store, while_waiting)
         self.attempt = int(self._store.get("attempt"))
         self._next_look = 0.0
         self._closed = threading.Event()
@@ -275,7 +297,7 @@ class Follower(Nodes):
         """Tell why this node takes no part, and wait for the end of the attempt."""
         self._set(f"unfit/{self.here.node}", what)
         while (outcome := self._last_verdict()) is None:
-            time.sleep(_POLL_S)
+            self._wait()
         return outcome
 
     def wait_for_round(self) -> tuple[int, list[int]] | Outcome:
@@ -283,7 +305,7 @@ class Follower(Nodes):
         while True:
             self._set(f"ready/{self.here.node}", str(self._wanted))
             while not self._has(f"{self._wanted}/members"):
-                time.sleep(_POLL_S)
+                self._wait()
                 if (outcome := self._last_verdict()) is not None:
                     return outcome
             number, self._wanted = self._wanted, self._wanted + 1
@@ -307,12 +329,16 @@ class Follower(Nodes):
         """What comes next: the outcome of the attempt, or another round."""
         key = f"{number}/verdict"
         while not self._has(key):
-            time.sleep(_POLL_S)
+            self._wait()
         document = json.loads(self._store.get(key))
         if document is None:
             return None
-        self._set(f"bye/{self.here.node}", "1")
+        self.leave()
         return Outcome(document["exit_code"], Cause(document["cause"]), document["message"])
+
+    def leave(self) -> None:
+        """The first node need not wait for this one when it ends the attempt."""
+        self._set(f"bye/{self.here.node}", "1")
 
     def _last_verdict(self) -> Outcome | None:
         """The outcome of an attempt that ended while this node waited for a round."""
@@ -341,17 +367,16 @@ class _Agreed(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        # A store that outlives its process group keeps addresses of dead workers (pytorch#167288).
-        return False
+        return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        store, rank = self._nodes.store_of(self._number), self._members.index(self._nodes.here.node)
-        address = os.environ.get("SLURMD_NODENAME") if self._nodes.here.num_nodes > 1 else "localhost"
-        found = RendezvousStoreInfo.build(rank, store, local_addr=address)
-        return RendezvousInfo(store, rank, len(self._members), found)
+        rank = self._members.index(self._nodes.here.node)
+        store = self._nodes.store_of(self._number)
+        return RendezvousInfo(store, rank, len(self._members), RendezvousStoreInfo(*self._nodes.address))
 
     def num_nodes_waiting(self) -> int:
         """Asked for by torch's agent again and again while all workers are well."""
+        self._nodes.while_waiting()
         self._nodes.look(self._number, self._members)
         return 0
 
@@ -363,6 +388,13 @@ class _Agreed(RendezvousHandler):
 
     def shutdown(self) -> bool:
         return True
+
+
+def store_of_workers(number: int) -> Store:
+    """What the workers of a round find each other by; called in one, for its agent put the address there."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    # Under a name of their own: what the workers of another round left leads nowhere (pytorch#167288).
+    return PrefixStore(f"{number}/workers", store)
 
 
 def _endpoint(here: Execution) -> tuple[str, int]:

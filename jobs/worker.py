@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,9 +25,10 @@ import torch
 import torch.distributed as dist
 
 from jobs import attempts, train
-from jobs.agent import ENDED
+from jobs.agent import ENDED, answer_path, outcome_path
 from jobs.attempts import STOP_FILE, Attempt
 from jobs.config import load
+from jobs.nodes import store_of_workers
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.engine.distributed import Group
@@ -55,8 +57,8 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> NoReturn:
     rank = int(os.environ["RANK"])
     directory = attempt.round_directory(run_dir, round_number)
     _redirect_output(directory / f"rank-{rank}.log")
-    _obey_only_the_agent(attempt)
-    path = directory / f"rank-{rank}.json"
+    _obey_only_the_agent(attempt, answer_path(directory, rank))
+    path = outcome_path(directory, rank)
     journal = Journal(run_dir, attempt=attempt.number, round=round_number, rank=rank)
 
     def give_up(reason: str) -> None:
@@ -71,9 +73,7 @@ def main(run_dir_text: str, attempt: Attempt, round_number: int) -> NoReturn:
     try:
         ending = _train(run_dir, attempt, round_number, rank, journal, give_up)
         stopped = ending is Ending.STOPPED
-        outcome = (
-            Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop") if stopped else Outcome(ExitCode.DONE)
-        )
+        outcome = Outcome(ExitCode.REQUEUE, Cause.STOPPED) if stopped else Outcome(ExitCode.DONE)
     except Exception as error:  # noqa: BLE001 - the outcome file says what it was
         outcome = Outcome.of_error(error)
         if isinstance(error, torch.OutOfMemoryError):
@@ -123,7 +123,10 @@ def _train(
         torch.use_deterministic_algorithms(True)
     if size > 1:
         timeout = timedelta(seconds=config.resilience.collective_timeout_s)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        store = store_of_workers(round_number)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=size
+        )
     try:
         journal.record("round", world_size=size, host=socket.gethostname())
         group = Group(rank, size, device)
@@ -154,7 +157,7 @@ def _wait_for_ranks_of_node(directory: Path) -> None:
     """Wait until each has left its outcome; if one cannot, the agent ends this process."""
     first = int(os.environ["RANK"]) - int(os.environ["LOCAL_RANK"])
     ranks = range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))
-    while not all((directory / f"rank-{rank}.json").exists() for rank in ranks):
+    while not all(outcome_path(directory, rank).exists() for rank in ranks):
         time.sleep(_OUTCOME_POLL_S)
 
 
@@ -186,11 +189,15 @@ def _stop_poll(*paths: Path) -> Callable[[], bool]:
     return stop_requested
 
 
-def _obey_only_the_agent(attempt: Attempt) -> None:
+def _obey_only_the_agent(attempt: Attempt, answer: Path) -> None:
     """Leave the signals of a scheduler or a terminal, sent to every process, to the agent; end when it ends.
 
     Stopping is agreed through the stop file, so that all ranks stop at the same data step. An orphan would
     hold sockets and memory that the next round needs.
+
+    Args:
+        attempt: Whose owner is the agent.
+        answer: Made when the agent tells this process to end: the sign that it could still listen.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT})
     server = os.getppid()
@@ -199,6 +206,8 @@ def _obey_only_the_agent(attempt: Attempt) -> None:
         while attempts.start_ticks(attempt.pid) == attempt.start_ticks and os.getppid() == server:
             told = signal.sigtimedwait({signal.SIGTERM}, _AGENT_POLL_S)
             if told is not None and told.si_pid == attempt.pid:
+                with suppress(OSError):
+                    answer.touch()
                 break
         os._exit(ExitCode.CRASH)
 

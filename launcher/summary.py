@@ -20,7 +20,7 @@ _PROBLEMS = {
     "spike": "spike at data step {data_step}: {what}",
     "collapse": "the embeddings collapse: their spread is {embedding_std}, 1 is healthy",
     "rollback": "rolled back to data step {target}: {reason} in {where}",
-    "restart": "new round of workers: {cause}",
+    "restart": "new round of workers: {cause}; {message}",
     "straggler": "rank {slowest} takes {ratio} times as long as the others",
     "preflight": "node {host} failed its pre-flight: {what}",
     "capsule": "bad data step {data_step} cannot be replayed: {what}",
@@ -108,7 +108,8 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
     if summary.state.state is State.failed and summary.state.message:
         summary.problem = summary.state.message.splitlines()[0]
     elif problems:
-        summary.problem = _PROBLEMS[problems[-1]["kind"]].format_map(_Unknown(problems[-1]))
+        words = _PROBLEMS[problems[-1]["kind"]].format_map(_Unknown(problems[-1]))
+        summary.problem = words.partition("\n")[0]
     elif summary.stragglers:
         summary.problem = summary.stragglers[0].words()
     if summary.state.state is not State.running or summary.state.stage == "evaluate":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -59,16 +60,22 @@ def test_a_killed_rank_is_replaced_and_the_digest_stays(runs: Runs, start: START
 
 
 @pytest.mark.slow
-def test_a_rank_that_stands_still_is_replaced(runs: Runs, start: START) -> None:
-    run = runs.new("stopped", workers=2, overrides=["resilience.collective_timeout_s=4"])
+def test_a_rank_that_stands_still_is_named_and_replaced(runs: Runs, start: START) -> None:
+    run = runs.new("stopped", workers=3, overrides=["resilience.collective_timeout_s=4"])
     draws = random.Random(0)
     job = start(run)
     let_pass(job, 7, draws)
     os.kill(job.ranks()[1], signal.SIGSTOP)
 
     assert job.wait() == 0, job.stderr
-    assert run.digest() == runs.undisturbed(2).digest()
-    assert [record["cause"] for record in run.records("restart")] == ["hang"]
+    assert run.digest() == runs.undisturbed(3).digest()
+    [restart] = run.records("restart")
+    assert restart["cause"] == "hang"
+    assert re.findall(r"rank \d was silent", restart["message"]) == ["rank 1 was silent"]
+    # Time-out of the collective, and seconds to end the rank, not torch's half minute.
+    [last, *_] = [step for step in run.records("step") if step["round"] == 1]
+    before = max(step["time"] for step in run.records("step") if step["round"] == 0)
+    assert last["time"] - before < 25
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,6 +78,14 @@ def test_a_round_on_several_nodes_has_one_outcome(
     assert (judged.exit_code, judged.cause) == expected
 
 
+def test_a_rank_that_neither_spoke_nor_answered_is_named_by_a_hang_and_by_nothing_else() -> None:
+    timed_out = Outcome(ExitCode.CRASH, Cause.HANG, "RuntimeError: Timed out waiting 4000ms")
+    hung = [Report(0, 1, [timed_out]), Report(-1, 0, [], silent=[3])]
+
+    assert _judge(hung, []).message.startswith("rank 3 was silent; rank 0 ended with exit code 1; Runtime")
+    assert "silent" not in _judge([Report(1, -9, [LOST_PEER], silent=[1])], []).message
+
+
 def test_the_agent_of_another_node_reads_its_own_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +107,7 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
 
         attempt = 7
 
-        def __init__(self, here: Execution) -> None:
+        def __init__(self, here: Execution, *, while_waiting: Callable[[], None]) -> None:
             pass
 
         def wait_for_round(self) -> Outcome:
@@ -110,8 +119,8 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
     monkeypatch.setitem(sys.modules, "pynvml", Driver("pynvml"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("jobs.nodes.Follower", Ended)
-    monkeypatch.setattr("jobs.agent._prepare", lambda directory: None)
-    monkeypatch.setattr("jobs.agent._stop_on_signals", lambda directory: None)
+    monkeypatch.setattr("jobs.agent._prepare", lambda: None)
+    monkeypatch.setattr("jobs.stopping.StopRequest.listen", lambda self, directory: None)
     monkeypatch.setattr("jobs.slurm.Execution.here", lambda: Execution(job_id="17", node=3, num_nodes=4))
 
     monkeypatch.setattr("jobs.agent._preflight", lambda *where, node: "")

@@ -43,6 +43,16 @@ def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
+def test_a_configuration_is_read_once_and_again_when_it_is_another(tmp_path: Path) -> None:
+    store(Config(data=DataConfig(root="/x")), HEADER, tmp_path)
+    first = load(tmp_path)
+    assert load(tmp_path) is first
+
+    store(Config(data=DataConfig(root="/y")), HEADER, tmp_path)
+
+    assert load(tmp_path).data.root == "/y"
+
+
 def test_the_file_is_plain_yaml(tmp_path: Path) -> None:
     store(Config(data=DataConfig(root="/x")), HEADER, tmp_path)
 

@@ -65,9 +65,9 @@ def test_two_nodes_run_rounds_and_end_together(first: First, follower: Follower)
         assert joined() == (number, [0, 1])
         follower.look(number, [0, 1])
         first.look(number, [0, 1])
-        follower.report(number, Report(2, ENDED, [DONE, DONE]))
+        follower.report(number, Report(2, ENDED, [DONE, DONE], silent=[3]))
         reports, lost = first.collect(number, [0, 1], Report(0, ENDED, [DONE]))
-        assert reports == [Report(0, ENDED, [DONE]), Report(2, ENDED, [DONE, DONE])]
+        assert reports == [Report(0, ENDED, [DONE]), Report(2, ENDED, [DONE, DONE], silent=[3])]
         assert lost == []
         if number == 0:
             first.again(number)
@@ -142,6 +142,40 @@ def test_a_node_that_comes_late_makes_the_workers_stop_for_the_next_round(
     assert first.gather(1, 1) == [0, 1]
     assert joined() == (1, [0, 1])
     late.close()
+
+
+def test_the_workers_of_a_round_meet_at_the_agents_and_see_nothing_of_an_earlier_round(
+    first: First, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first.address == follower.address
+    monkeypatch.setenv("MASTER_ADDR", first.address[0])
+    monkeypatch.setenv("MASTER_PORT", str(first.address[1]))
+    one, other = nodes.store_of_workers(3), nodes.store_of_workers(3)
+
+    one.set("address", "of a worker")
+
+    assert other.get("address") == b"of a worker"
+    assert not nodes.store_of_workers(4).check(["address"])
+
+
+def test_whatever_is_waited_for_somebody_may_end_it() -> None:
+    def end() -> None:
+        raise InterruptedError
+
+    first = First(HERE, 3, in_order=ENDED, while_waiting=end)
+    with pytest.raises(InterruptedError):
+        first.gather(0, 2)
+    follower = Follower(THERE, while_waiting=end)
+    for wait in (follower.wait_for_round, lambda: follower.verdict(0)):
+        with pytest.raises(InterruptedError):
+            wait()
+    with pytest.raises(InterruptedError):
+        first.collect(0, [0, 1], Report(0, 1))
+    with pytest.raises(InterruptedError):
+        first.rendezvous(0, [0, 1]).num_nodes_waiting()
+    follower.leave()
+    first.end(0, DONE)  # does not wait for the verdict to be read
+    follower.close()
 
 
 def test_too_few_nodes_are_told(first: First, monkeypatch: pytest.MonkeyPatch) -> None:
