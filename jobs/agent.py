@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jobs import slurm
+from jobs import last_samples, slurm
 from jobs.attempts import STOP_FILE, Attempt, own_view, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
@@ -53,6 +53,7 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     with (
         Journal(run_dir, attempt=attempt.number, source="agent0") as journal,
         gpu.recorded(journal, 0, attempt.host),
+        last_samples.pictured(config, run_dir, journal),
     ):
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
         _tell_of_the_last(run_dir, attempt, journal)
