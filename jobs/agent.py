@@ -25,7 +25,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import slurm, unfit
+from jobs import last_samples, slurm, unfit
 from jobs.attempts import STOP_FILE, Attempt, own_view, read_attempts
 from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
@@ -58,6 +58,7 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
     with (
         Journal(run_dir, attempt=attempt.number, source="agent0") as journal,
         gpu.recorded(journal, 0, attempt.host),
+        last_samples.pictured(config, run_dir, journal),
     ):
         journal.record("attempt", host=attempt.host, slurm_job_id=attempt.slurm_job_id, stage=attempt.stage)
         _tell_of_the_last(run_dir, attempt, journal)

@@ -194,6 +194,13 @@ KINDS = (
         "slowed{}": "1 if its clock is held back by heat or want of power, else 0.",
         "memory_errors{}": "Uncorrected ones since the driver was loaded.",
     }),
+    Kind("samples", "The picture of the last samples was to be drawn; once a minute at most.", {
+        "outcome": "success or failure.",
+        "what": "The error, on failure.",
+        "image_ids": "Of the samples on it, substitutes included.",
+        "epochs": "Of the samples on it.",
+        "seconds": "Processor time it took.",
+    }),
     Kind("evaluate", "An evaluation ended.", {
         "protocol": "Such as knn.",
         "trained{}": "top1, mean_average_precision, feature_std, effective_rank.",

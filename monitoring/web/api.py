@@ -6,6 +6,7 @@
     /api/runs/<run>/series?keys=&x=step|time&points=&since=&from=&to=
     /api/runs/<run>/log?file=          last lines of what a process printed
     /api/runs/<run>/report             `report.html`, as of now
+    /api/runs/<run>/samples            the picture of the last samples
     /api/runs/<run>/config             configuration, and which keys differ from the defaults
 
 A run is named by an entry of the folder of runs, never by a path. Text that came from files is scrubbed of
@@ -44,7 +45,7 @@ _HEADERS = {
 }
 _FILES = ("config.yaml", FOLDER)  # either makes a folder a run
 _REPORT_HEADERS = {
-    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; "
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
     "frame-ancestors 'none'"
 }
 _MAX_HISTORIES = 32  # a few MB each
@@ -119,6 +120,8 @@ class Page:
         try:
             if parts[:2] == ["api", "runs"] and parts[3:] == ["report"]:
                 return self._report(self.find(parts[2]))
+            if parts[:2] == ["api", "runs"] and parts[3:] == ["samples"]:
+                return _picture(self.find(parts[2]))
             if parts[:2] == ["api", "runs"]:
                 return _json(200, self._api(parts[2:], request.query))
             return _static(parts)
@@ -255,6 +258,7 @@ class Page:
             "shards": sorted(history.shards.values(), key=lambda shard: int(shard["shard"]))[:_SHARDS],
             "gpus": [history.gpus[node] for node in sorted(history.gpus)],
             "samples": history.samples,
+            "picture": facts.samples_shown(history),
             "damaged_lines": history.damaged,
             "unreadable": history.unreadable,
         }
@@ -386,6 +390,14 @@ def _static(parts: list[str]) -> Response:
         if [path.name] == names and path.suffix in _TYPES:
             return Response(path.read_bytes(), f"{_TYPES[path.suffix]}; charset=utf-8", headers=_HEADERS)
     raise _NotFoundError("no such file")
+
+
+def _picture(run_dir: Path) -> Response:
+    """The picture of the last samples. The page asks again only when there is another one."""
+    data = facts.picture(run_dir)
+    if data is None:
+        raise _NotFoundError("no picture of samples")
+    return Response(data, "image/webp")
 
 
 def _json(status: int, document: Any) -> Response:

@@ -24,6 +24,13 @@ _SIGNS = {
     "checkpoint_failed": ("▣", "#b84300"),
     "corruption": ("◆", "#b84300"),
 }
+# As `univip/data/sheet.py` draws them: words, colour, dashes.
+SAMPLE_OUTLINES = (
+    ("scene 1", "#56b4e9", "none"),
+    ("scene 2", "#e69f00", "7 4"),
+    ("box from the search", "#ffffff", "none"),
+    ("random box, for want of one from the search", "#cc79a7", "2 3"),
+)
 _OTHER_SIGN = ("▪", "#5b6470")
 
 
@@ -31,6 +38,13 @@ def sign(kind: str) -> str:
     """The sign of a kind of fault, in its colour."""
     shape, colour = _SIGNS.get(kind, _OTHER_SIGN)
     return tag("span", shape, style=f"color:{colour}")
+
+
+def swatch(colour: str, dash: str) -> str:
+    """A piece of a line as it looks on a photograph."""
+    ground = tag("rect", width=22, height=10, fill="#1a1a1a")
+    line = tag("path", d="M0 5H22", stroke=colour, stroke_width=3, stroke_dasharray=dash)
+    return tag("svg", ground + line, class_="swatch", viewBox="0 0 22 10", aria_hidden="true")
 
 
 class _Frame:

@@ -6,7 +6,9 @@ of the present state, and the time until the run was past the point it had reach
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,13 @@ FAULTS = {
 TRAIN = "train"
 _ATTEMPT_TEXTS = ("stage", "host", "slurm_job_id", "cause", "message")
 _RESULTS = Path("results") / "evaluate.json"
+PICTURE = "samples.webp"  # in the run directory
+MAX_PICTURE_BYTES = 200_000
 _LOGS = ("attempts/*/round-*/rank-*.log", "logs/*.log", "submitit/*_log.out", "submitit/*_log.err")
 _MAX_FILE_BYTES = 1 << 20
 _LOG_BYTES = 65_536
 _MAX_LINE_CHARS = 2_000
+_MAX_SAMPLES = 16
 
 _PATH = re.compile(
     r"(?<![\w.:/~-])(?:~|file://)?/(?:[^\s/'\"`:,;()\[\]<>|]+/)+(?=[^\s/'\"`:,;()\[\]<>|]|\b|$)"
@@ -157,6 +162,47 @@ def time_spent(
 def results(run_dir: Path) -> dict[str, Any] | None:
     """What the last evaluation measured."""
     return _read_json(run_dir / _RESULTS)
+
+
+def picture(run_dir: Path) -> bytes | None:
+    """The picture of the last samples; None if there is none, or if what lies there is something else."""
+    try:
+        # Neither through a link to somewhere else nor waiting for a pipe.
+        descriptor = os.open(run_dir / PICTURE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(MAX_PICTURE_BYTES + 1)
+    except OSError:
+        return None
+    is_picture = data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) <= MAX_PICTURE_BYTES
+    return data if is_picture else None
+
+
+def samples_shown(history: History) -> dict[str, Any] | None:
+    """What is on that picture; None if none was ever to be drawn.
+
+    Returns:
+        Its data step, when it was drawn, image id and epoch of each sample, all of it in words for those who
+        do not see it, and `problem`, why the newest one could not be drawn.
+    """
+    record = history.picture
+    if not (record or history.picture_problem):
+        return None
+    ids, epochs = (record.get(name) for name in ("image_ids", "epochs"))
+    pairs = zip(ids, epochs, strict=False) if isinstance(ids, list) and isinstance(epochs, list) else ()
+    samples = [
+        {"image_id": image_id, "epoch": epoch}
+        for image_id, epoch in itertools.islice(pairs, _MAX_SAMPLES)
+        if type(image_id) is int and type(epoch) is int
+    ]
+    photographs = ", ".join(str(sample["image_id"]) for sample in samples)
+    return {
+        "time": record.get("time"),
+        "data_step": finite(record.get("data_step")),
+        "samples": samples,
+        "words": f"Samples of the photographs {photographs}: each photograph with two scenes and the boxes "
+        "in their overlap, and beside it scenes and boxes as the network sees them",
+        "problem": history.picture_problem,
+    }
 
 
 def configuration(run_dir: Path) -> list[tuple[str, str]]:

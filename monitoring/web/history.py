@@ -52,6 +52,8 @@ class History:
         run: Newest value of each field of the `run` records.
         shards: Newest facts of each shard of boxes.
         gpus: Newest reading of the GPUs of each node.
+        picture: Newest record of a picture of samples that was drawn; empty if there is none.
+        picture_problem: Why a newer one could not be drawn; empty if none failed since.
         unreadable: Names of what could not be read at the last update.
         id: Another one once everything had to be read again.
     """
@@ -72,6 +74,9 @@ class History:
         self.run: Record = {}
         self.shards: dict[int, dict[str, Any]] = {}
         self.gpus: dict[int, dict[str, Any]] = {}
+        self.picture: Record = {}
+        self.picture_problem = ""
+        self._picture_time = -math.inf
         self._samples: dict[str, Any] = {}
         self._columns: dict[str, array[float]] = {name: array("d") for name in (*_ENVELOPE, *_PLAIN)}
         self._sources = {name: ("", name) for name in self._columns}  # group and name in a record
@@ -232,6 +237,11 @@ class History:
             self._add_shard(record)
         elif kind == "gpu":
             self._add_gpus(record)
+        elif kind == "samples" and record["time"] >= self._picture_time:
+            self._picture_time = record["time"]
+            is_drawn = record.get("outcome") == "success"
+            self.picture = record if is_drawn else self.picture
+            self.picture_problem = "" if is_drawn else str(record.get("what"))
         self.counts[kind] += 1
 
     def _add_step(self, record: Record) -> None:

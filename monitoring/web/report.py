@@ -6,6 +6,7 @@ cost, where the time went, results and configuration.
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,6 +49,10 @@ _RESULTS = {
     "effective_rank": "effective rank",
     "feature_std": "feature std (1 healthy, 0 collapsed)",
 }
+_SAMPLES = (
+    "Left the photograph, the overlap of its scenes bright; right what the network sees: both scenes, below "
+    "them the boxes, numbered, as the online network and, in the last row, as the target network sees them."
+)
 _STYLE = """
 :root{color-scheme:light}
 body{margin:0 auto;max-width:1120px;padding:24px;color:#16191d;background:#fff;
@@ -60,7 +65,7 @@ th,td{padding:4px 18px 4px 0;border-bottom:1px solid #e9ecf0;vertical-align:top;
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:16px}
 figure{margin:0;break-inside:avoid}figcaption{font-weight:600;font-size:13px}small{font-weight:400;margin-left:8px}
 svg{display:block;width:100%;height:auto}svg.bar{height:14px;margin-bottom:6px}
-svg.swatch{display:inline-block;width:22px;height:10px}
+svg.swatch{display:inline-block;width:22px;height:10px}img{display:block;width:min(100%,680px);margin-bottom:8px}
 text{font:11px system-ui,sans-serif;fill:#5b6470}
 code,pre{font-size:12px;white-space:pre-wrap;overflow-wrap:anywhere}
 .why{padding:8px 12px;background:#fbe9df;border-left:4px solid #b84300}@page{margin:14mm}
@@ -90,6 +95,7 @@ def report(
         ),
         "Curves over data steps": _charts(history, faults),
         "What the features are worth": _results(facts.results(run_dir)),
+        "Last samples": _samples(run_dir, history),
         "Shards of the proposals": _shards(history),
         "Attempts": _attempts(tries),
         "Configuration": _configuration(run_dir, set(changed)),
@@ -97,7 +103,7 @@ def report(
     body = _head(run_dir, history, tries, glance)
     body += "".join(tag("h2", text(title)) + content for title, content in sections.items() if content)
     # Nothing is fetched and nothing runs, whoever opens it.
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -218,6 +224,23 @@ def _results(results: dict[str, Any] | None) -> str:
         )
     )
     return table(["of frozen features", "trained", "untrained"], rows, numeric=(1, 2)) + tag("p", text(note))
+
+
+def _samples(run_dir: Path, history: History) -> str:
+    """The picture, inside the document."""
+    shown, data = facts.samples_shown(history), facts.picture(run_dir)
+    if shown is None or data is None:
+        return ""
+    ids = ", ".join(str(each["image_id"]) for each in shown["samples"])
+    title = f"Data step {count(shown['data_step'])}, drawn {when(shown['time'])}; photographs {ids}"
+    legend = [
+        drawing.swatch(colour, dash) + f" {text(words)}" for words, colour, dash in drawing.SAMPLE_OUTLINES
+    ]
+    # Not through `tag`, which looks for paths and secrets in text: a picture holds neither.
+    encoded = base64.b64encode(data).decode()
+    image = f'<img alt="{text(shown["words"])}" src="data:image/webp;base64,{encoded}"/>'
+    caption = tag("figcaption", text(title)) + tag("p", " · ".join(legend)) + tag("p", text(_SAMPLES))
+    return tag("figure", image + caption, class_="samples")
 
 
 def _shards(history: History) -> str:

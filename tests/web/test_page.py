@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from jobs.config import Config, RunHeader, RunKind, store
@@ -16,6 +17,7 @@ from jobs.requests import Request, stages_of
 from launcher.dash import routes_of
 from monitoring.journal import Journal
 from monitoring.server import Server
+from monitoring.web.facts import PICTURE
 from univip.config import DataConfig
 
 pytestmark = pytest.mark.slow
@@ -223,6 +225,49 @@ def test_the_newest_reading_of_each_gpu_is_shown(browser: Any, url: str, live: L
     assert browser.complaints() == []
 
 
+def test_the_last_samples_are_a_picture_that_follows_the_run(browser: Any, url: str, live: Live) -> None:
+    def draw(data_step: int, width: int) -> None:
+        PIL.Image.new("RGB", (width, 90), "#0072b2").save(live.run_dir / PICTURE, "WEBP")
+        ids = {"image_ids": [139, 285], "epochs": [2, 3]}
+        live.journal.record("samples", outcome="success", data_step=data_step, **ids)
+        live.flush()
+
+    image = "document.querySelector('.h-last-samples img')"
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelector('.chart canvas')")
+    assert not browser.run(f"return {image}.offsetParent")  # there is none yet
+
+    draw(119, 120)
+    browser.wait(f"{image}.naturalWidth === 120")
+    text = browser.run("return document.querySelector('.h-last-samples').innerText")
+    for told in (
+        "Data step 119",
+        "photograph 139, epoch 2",
+        "photograph 285, epoch 3",
+        "scene 1",
+        "random box",
+    ):
+        assert told in text
+    words = browser.run(f"return {image}.alt")
+    assert words.startswith("Samples of the photographs 139, 285")
+    assert browser.run(f"return {image}.parentElement.href") == browser.run(f"return {image}.src")
+
+    # Another one takes its place while the page is open; of one that failed, the page says why.
+    draw(169, 150)
+    browser.wait(f"{image}.naturalWidth === 150")
+    live.journal.record("samples", outcome="failure", data_step=219, what=f"full: {SCRIPT}")
+    live.flush()
+    problem = "document.querySelector('.h-last-samples .why').innerText"
+    browser.wait(
+        f"{problem}.includes(arguments[0])", f"The newest picture could not be drawn: full: {SCRIPT}"
+    )
+    assert browser.run(f"return {image}.naturalWidth") == 150
+    for width in (360, 1360):
+        browser.resize(width, 800)
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert browser.complaints() == []
+
+
 def test_a_rollback_and_a_nan_appear_while_the_page_is_open(browser: Any, url: str, live: Live) -> None:
     browser.open(f"{url}#/run/{LIVE}")
     browser.wait("document.querySelector('.chart canvas')")
@@ -324,7 +369,8 @@ def test_no_name_output_or_value_becomes_markup(browser: Any, url: str) -> None:
     for part in (".h-configuration", ".h-what-happened", ".h-gpus"):
         browser.wait("document.querySelector(arguments[0])?.innerText.includes(arguments[1])", part, SCRIPT)
     assert browser.run("return document.querySelector('h1').textContent") == HOSTILE
-    assert browser.run("return document.querySelectorAll('main img, main script, main b b').length") == 0
+    foreign = "main img:not(.sheet img), main script, main b b"  # the sheet of samples is our own
+    assert browser.run("return document.querySelectorAll(arguments[0]).length", foreign) == 0
     assert browser.run("return document.title") == f"univip: {HOSTILE}"
     browser.open(
         f"{url}api/runs/{HOSTILE.replace('<', '%3C').replace('>', '%3E').replace(' ', '%20')}/report"

@@ -39,8 +39,8 @@ def draw_sample(reader: SampleReader, epoch: int, row: int) -> Image:
         ("cut", batch.scenes[0], [batch.instances[0]]),
         (
             "augmented",
-            _pixels(views.scenes[0]),
-            [_pixels(views.online_instances[0]), _pixels(views.target_instances[0])],
+            pixels_of(views.scenes[0]),
+            [pixels_of(views.online_instances[0]), pixels_of(views.target_instances[0])],
         ),
     ]
 
@@ -81,7 +81,7 @@ def _marked(photo: Image, scenes: Boxes, overlap: Boxes, boxes: Boxes) -> PIL.Im
     return marked
 
 
-def _pixels(views: torch.Tensor) -> torch.Tensor:
+def pixels_of(views: torch.Tensor) -> torch.Tensor:
     """Augmented views [N, 3, H, W] with the normalisation taken back, as uint8."""
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     return ((views * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

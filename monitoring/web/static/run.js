@@ -2,7 +2,7 @@
 
 import { Curves, ask, runPath } from "./api.js";
 import { Chart, redrawWithColours } from "./charts.js";
-import { bar, bytes, duration, el, figure, integer, isNumber, memo, moment, percent, pill, roughDuration, section, table, when } from "./dom.js";
+import { bar, bytes, duration, el, figure, integer, isNumber, memo, moment, percent, pill, roughDuration, section, svg, table, when } from "./dom.js";
 import { icon, markOf } from "./marks.js";
 import { key, timeSpent, timeline } from "./timeline.js";
 
@@ -39,9 +39,10 @@ export function runPage(main, name) {
   const part = () => el("div", { hidden: true });
   const parts = { head: part(), why: part(), tiles: part(), shards: part(), happened: part(), results: part(), attempts: part(), gpus: part(), samples: part() };
   const curves = curvesPart(name);
+  const picture = picturePart(name);
   const log = logPart(name);
   const config = configPart(name);
-  main.replaceChildren(parts.head, parts.why, parts.tiles, parts.shards, parts.happened, curves.node, parts.results, parts.attempts, parts.gpus, parts.samples, log.node, config.node);
+  main.replaceChildren(parts.head, parts.why, parts.tiles, parts.shards, parts.happened, curves.node, parts.results, parts.attempts, parts.gpus, picture.node, parts.samples, log.node, config.node);
   const draw = {
     head: memo(parts.head, drawHead),
     why: memo(parts.why, drawWhy),
@@ -67,6 +68,7 @@ export function runPage(main, name) {
       draw.results({ results: run.results, evaluations: run.evaluations });
       draw.attempts({ attempts: run.attempts, state: run.state });
       draw.gpus(run.gpus);
+      picture.show(run.picture);
       draw.samples(run.samples);
       await Promise.all([curves.refresh(run), log.refresh(), config.refresh()]);
     },
@@ -226,6 +228,44 @@ function drawGpus(nodes) {
     [gpu.slowed ? "slowed by heat or want of power" : "", gpu.memory_errors ? `${integer(gpu.memory_errors)} memory errors` : ""].filter(Boolean).join(", ") || "–",
   ]));
   return rows.length ? section("GPUs", table(["read at", "node and GPU", `busy${GAP}`, `memory${GAP}`, `temperature${GAP}`, `power${GAP}`, "what is wrong"], rows, "Newest reading of each GPU", "cards")) : null;
+}
+
+// As univip/data/sheet.py draws them: words, colour, dashes.
+const OUTLINES = [["scene 1", "#56b4e9", null], ["scene 2", "#e69f00", "7 4"], ["box from the search", "#ffffff", null], ["random box, for want of one from the search", "#cc79a7", "2 3"]];
+
+/** The picture of the last samples; the old one stays until the new one is there. */
+function picturePart(name) {
+  const image = el("img", { alt: "" });
+  const link = el("a", { target: "_blank", rel: "noopener", title: "in full size" }, image);
+  const words = el("div");
+  const swatch = (colour, dash) => svg("svg", { viewBox: "0 0 22 10", width: 22, height: 10, "aria-hidden": "true" }, svg("rect", { width: 22, height: 10, fill: "#1a1a1a" }), svg("path", { d: "M0 5H22", stroke: colour, "stroke-width": 3, "stroke-dasharray": dash }));
+  const legend = el("ul", { class: "legend" }, OUTLINES.map(([outline, colour, dash]) => el("li", {}, swatch(colour, dash), outline)));
+  const help = el("p", { class: "quiet" }, "Left the photograph, the overlap of its scenes bright. Right what the network sees: both scenes, below them the boxes, numbered, as the online network and, in the last row, as the target network sees them.");
+  const figure_ = el("figure", { class: "sheet" }, link, el("figcaption", {}, words, legend, help));
+  const problem = el("p", { class: "why calm" });
+  const node = el("div", { hidden: true }, section("Last samples", problem, figure_));
+  const tell = memo(words, ({ data_step, time, samples }) => [
+    el("p", {}, el("b", {}, `Data step ${integer(data_step)}`), ", drawn ", moment(time)),
+    el("ul", {}, samples.map(({ image_id, epoch }) => el("li", {}, `photograph ${image_id}, epoch ${integer(epoch)}`))),
+  ]);
+  return {
+    node,
+    show(shown) {
+      node.hidden = !shown;
+      if (!shown) return;
+      problem.hidden = !shown.problem;
+      problem.textContent = `The newest picture could not be drawn: ${shown.problem}`;
+      figure_.hidden = !isNumber(shown.time);
+      if (figure_.hidden) return;
+      const source = `${runPath(name, "samples")}?at=${shown.time}`;
+      if (image.getAttribute("src") !== source) {
+        image.src = source;
+        link.href = source;
+      }
+      image.alt = shown.words;
+      tell(shown);
+    },
+  };
 }
 
 function drawSamples(samples) {

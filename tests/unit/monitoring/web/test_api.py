@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from monitoring.journal import Journal
 from monitoring.server import Request, Response, Server
-from monitoring.web import api
+from monitoring.web import api, facts
 from monitoring.web.api import STATIC, Page
 from monitoring.web.history import History
 
@@ -287,6 +290,79 @@ def test_nothing_tells_where_the_runs_are_nor_a_secret(eventful: Any) -> None:
         assert str(root).encode() not in bytes(answer.body)  # type: ignore[arg-type]
         assert b"hunter2" not in bytes(answer.body)  # type: ignore[arg-type]
     assert json.loads(answers[1].body)["attempts"][-1]["message"] == "what\n  where: …/z"  # type: ignore[arg-type]
+
+
+def webp(edge: int = 8) -> bytes:
+    """A small picture."""
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (edge, edge), "#0072b2").save(buffer, "WEBP")
+    return buffer.getvalue()
+
+
+def test_the_picture_of_the_samples_is_served_as_it_lies_there(page: Page, eventful: Any) -> None:
+    (eventful.run_dir / facts.PICTURE).write_bytes(webp())
+
+    with Server("127.0.0.1", 0, page.routes()) as server:
+        server.start()
+        url = f"http://127.0.0.1:{server.server_port}/api/runs/{RUN}/samples?at=17"
+        with urlopen(url, timeout=10) as response:
+            assert response.read() == webp()
+            assert response.headers["Content-Type"] == "image/webp"
+            assert response.headers["Cache-Control"] == "no-store"
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+        server.shutdown()
+
+
+def put_link(path: Path) -> None:
+    (path.parents[1] / "elsewhere.webp").write_bytes(webp())
+    path.symlink_to(path.parents[1] / "elsewhere.webp")
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path: None,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"<html><script>alert(1)</script>"),
+        lambda path: path.write_bytes(webp() + bytes(facts.MAX_PICTURE_BYTES)),
+        lambda path: path.mkdir(),
+        put_link,
+        os.mkfifo,
+    ],
+    ids=["nothing", "empty", "markup", "too large", "folder", "link", "pipe"],
+)
+def test_nothing_but_a_small_picture_is_served_as_one(
+    page: Page, eventful: Any, put: Callable[[Path], Any]
+) -> None:
+    put(eventful.run_dir / facts.PICTURE)
+
+    assert ask(page, f"/api/runs/{RUN}/samples")[0] == 404
+    assert b"<img" not in bytes(page.answer(Request(f"/api/runs/{RUN}/report", {})).body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["../x/samples", f"{RUN}/samples/..", f"{RUN}/samples.webp", "x/samples"])
+def test_a_picture_is_found_by_the_name_of_its_run_only(page: Page, eventful: Any, path: str) -> None:
+    (eventful.run_dir / facts.PICTURE).write_bytes(webp())
+    (eventful.run_dir.parent / facts.PICTURE).write_bytes(webp())
+
+    assert ask(page, f"/api/runs/{path}")[0] == 404
+
+
+def test_what_is_on_the_picture_is_told_and_why_a_newer_one_is_missing(page: Page, eventful: Any) -> None:
+    assert ask(page, f"/api/runs/{RUN}")[1]["picture"] is None
+
+    with Journal(eventful.run_dir, attempt=3, source="agent0") as journal:
+        facts_ = {"image_ids": [139, "<b>", 285, True], "epochs": [2, 2, 2, 2]}
+        journal.record("samples", outcome="success", data_step=399, **facts_)
+        drawn_at = eventful.now
+        eventful.now += 60
+        journal.record("samples", outcome="failure", data_step=449, what=f"{eventful.run_dir}/x: full")
+    found = ask(page, f"/api/runs/{RUN}")[1]["picture"]
+
+    assert (found["time"], found["data_step"]) == (drawn_at, 399)
+    assert found["samples"] == [{"image_id": 139, "epoch": 2}, {"image_id": 285, "epoch": 2}]
+    assert "Samples of the photographs 139, 285" in found["words"]
+    assert found["problem"] == "…/x: full"
 
 
 def test_histories_of_many_runs_are_forgotten_in_turn(

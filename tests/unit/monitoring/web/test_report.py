@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -9,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring.journal import Journal
 from monitoring.web.drawing import round_values
+from monitoring.web.facts import PICTURE
 from monitoring.web.history import History
 from monitoring.web.markup import tag, text
 from monitoring.web.report import report
@@ -69,6 +72,25 @@ def test_it_needs_nothing_and_runs_nothing(eventful: Any) -> None:
 
     assert not re.search(r"<script|<link|<iframe|\bsrc=|\bhref=|url\(|@import|\bon\w+=", markup)
     assert "default-src 'none'" in markup
+
+
+def test_the_picture_of_the_samples_is_inside_the_document(eventful: Any) -> None:
+    with Journal(eventful.run_dir, attempt=3, source="agent0") as journal:
+        journal.record("samples", outcome="success", data_step=399, image_ids=[139], epochs=[2])
+    pixels = PIL.Image.effect_noise((400, 400), 90)
+    pixels.save(eventful.run_dir / PICTURE, "WEBP")
+    data = (eventful.run_dir / PICTURE).read_bytes()
+    assert re.search(rb"[A-Za-z0-9]/[A-Za-z0-9]+/", base64.b64encode(data))  # what looks like a path is left
+
+    markup = report_of(eventful.run_dir)
+
+    [image] = tree_of(markup).iter("img")
+    kind, _, encoded = image.get("src", "").partition(",")
+    assert kind == "data:image/webp;base64"
+    assert base64.b64decode(encoded, validate=True) == data
+    assert "Samples of the photographs 139:" in image.get("alt", "")
+    assert "Data step 399" in markup
+    assert "img-src data:" in markup
 
 
 @given(st.text(max_size=40))
