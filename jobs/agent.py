@@ -135,10 +135,9 @@ def _preflight(config: Config, run_dir: Path, mine: Attempt, *, node: int) -> st
     from jobs.preflight import fault_of_node
     from univip.resilience.faults import breaks_preflight
 
+    # Not in the folder of the attempt, which is so new that another node may not see it yet.
     return fault_of_node(
-        mine.directory(run_dir),
-        workers=_workers_per_node(config),
-        is_broken=breaks_preflight(node, mine.number),
+        run_dir, workers=_workers_per_node(config), is_broken=breaks_preflight(node, mine.number)
     )
 
 

@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# Of all devices of a node together, and less than others wait for it. A sound one takes some seconds, and its
-# libraries may come slowly from a network file system.
+# Of all devices of a node, at the same time, and less than the other nodes wait for it. A sound one takes
+# some seconds; its libraries may come slowly from a network file system.
 LIMIT_S = 90.0
 _GOODBYE_S = 1.0
 

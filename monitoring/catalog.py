@@ -316,7 +316,7 @@ METRICS = (
     Metric("univip_train_phase_seconds_total", "seconds", ("step",), "largest", "phases.*",
            "Time of rank 0 in each phase of the step.", {"phase": PHASES}),
     Metric("univip_train_straggler_ratio", "ratio", ("step",), "last", "straggler_ratio",
-           "Own work of the slowest rank over that of the others, medians of 15 data steps; 1 is best."),
+           "Work of the slowest rank over that of the others, medians of 15 data steps; about 1 is healthy."),
     Metric("univip_train_slowest_rank", "rank", ("step",), "last", "slowest_rank",
            "Number of the slowest rank."),
     Metric("univip_data_decode_errors_total", "images", ("image_failed",), "count", "",

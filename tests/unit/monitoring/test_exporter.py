@@ -40,6 +40,7 @@ def write_full_journal(run_dir: Path) -> None:
     run_dir.mkdir()
     with Journal(run_dir, attempt=1, source="agent0") as agent:
         agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
+        agent.record("preflight", host="node2", what="cuda:1: wrong")
         agent.record("restart", cause="crash", message="rank 1 ended")
     with Journal(run_dir, attempt=1, source="agent1") as agent:
         agent.record("gpu", node=1, host="node2", **GPUS)
@@ -86,6 +87,8 @@ def write_full_journal(run_dir: Path) -> None:
                 "norm_parameters": 3.0,
             },
             counts={"too_small": 3, "fallback": 4, "substituted_missing": 1, "trials": 9},
+            slowest_rank=5,
+            straggler_ratio=1.25,
         )
         rank.record("dropped", records=2)
     with Journal(run_dir, attempt=2, source="evaluate") as evaluation:

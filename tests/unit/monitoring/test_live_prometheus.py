@@ -121,6 +121,8 @@ class Training:
                     "norm_buffers": 20.0,
                 },
                 counts={"too_small": 3, "fallback": 4, "substituted_missing": 1},
+                slowest_rank=1,
+                straggler_ratio=1.1,
             )
 
 
