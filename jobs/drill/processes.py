@@ -45,14 +45,15 @@ _PROMPT_S = 1.0  # by which a hang may be named later than promised: the watchdo
 _SKIPPED = ("activation", "loss", "gradient")
 
 
-def _new(lab: Lab, name: str, *more: str) -> Path:
+def new_run(lab: Lab, name: str, *more: str) -> Path:
+    """A small run of real processes, not started yet."""
     return lab.new(name, *_SIZE, *more)
 
 
 @cache
 def _calm(lab: Lab, workers: int) -> str:
     """Digest of the job that nothing happens to."""
-    run_dir = _new(lab, "calm-job", f"cluster.workers_per_node={workers}")
+    run_dir = new_run(lab, "calm-job", f"cluster.workers_per_node={workers}")
     with Job(run_dir) as job:
         code = job.wait()
     assert code == ExitCode.DONE, f"the undisturbed job ended with {code}: {run_dir}"
@@ -132,7 +133,7 @@ def _has_restarted(run_dir: Path, times: int) -> bool:
 
 def controls(lab: Lab, number: int, draws: random.Random) -> Result:
     """A job that nothing happens to."""
-    run_dir = _new(lab, "control", f"train.seed={draws.randrange(1000)}")
+    run_dir = new_run(lab, "control", f"train.seed={draws.randrange(1000)}")
     with Job(run_dir) as job:
         code = job.wait()
     result = _result("control:job", number, run_dir, code, [], expected={})
@@ -152,7 +153,7 @@ def _again_and_again(
 ) -> Result:
     """Strike once after each new checkpoint; `strike` returns the time, or 0 if there was nothing to hit."""
     workers = 2 + number % 2
-    run_dir = _new(lab, kind.replace(":", "-"), f"cluster.workers_per_node={workers}", *more)
+    run_dir = new_run(lab, kind.replace(":", "-"), f"cluster.workers_per_node={workers}", *more)
     moments: list[float] = []
     with Job(run_dir) as job:
         for _ in range(_KILLS):
@@ -220,7 +221,7 @@ def _start_again(
 ) -> Result:
     """Strike, and begin a new attempt, as a scheduler would."""
     workers = 2 + number % 2
-    run_dir = _new(lab, kind.replace(":", "-"), f"cluster.workers_per_node={workers}")
+    run_dir = new_run(lab, kind.replace(":", "-"), f"cluster.workers_per_node={workers}")
     moments: list[float] = []
     right_ends = 0
     for attempt in range(_STARTS):
@@ -297,7 +298,7 @@ def kill_reader(lab: Lab, number: int, draws: random.Random) -> Result:
 
 def stop_rank(lab: Lab, number: int, draws: random.Random) -> Result:
     """A rank stands still; the others notice by the time-out of their collectives."""
-    run_dir = _new(lab, "stop-rank", "cluster.workers_per_node=2", "resilience.collective_timeout_s=5")
+    run_dir = new_run(lab, "stop-rank", "cluster.workers_per_node=2", "resilience.collective_timeout_s=5")
     moments: list[float] = []
     with Job(run_dir) as job:
         for turn in range(_STARTS):
@@ -323,7 +324,7 @@ def stop_rank(lab: Lab, number: int, draws: random.Random) -> Result:
 def hang_rank(lab: Lab, number: int, draws: random.Random) -> Result:
     """A rank goes on for ever by itself: it must be named in time, and ended."""
     faults = [(draws.randrange(2), (turn + 1) * _TARGET // (_STARTS + 1)) for turn in range(_STARTS)]
-    run_dir = _new(lab, "hang-rank", "cluster.workers_per_node=2", "resilience.hang_timeout_s=6")
+    run_dir = new_run(lab, "hang-rank", "cluster.workers_per_node=2", "resilience.hang_timeout_s=6")
     texts = [f"hang:{rank}@{data_step}" for rank, data_step in faults]
     with Job(run_dir, plant=",".join(texts)) as job:
         code = job.wait()
@@ -365,7 +366,7 @@ def values(lab: Lab, number: int, draws: random.Random) -> Result:
     places = draws.sample(PLACES["nan"], len(PLACES["nan"]))
     at = {place: 12 + 14 * turn for turn, place in enumerate(places)}
     texts = [f"nan:{place}:{draws.choice(['0', '1', 'all'])}@{data_step}" for place, data_step in at.items()]
-    run_dir = _new(lab, "nan-ranks", "cluster.workers_per_node=2")
+    run_dir = new_run(lab, "nan-ranks", "cluster.workers_per_node=2")
     with Job(run_dir, plant=",".join(texts)) as job:
         code = job.wait()
     skips = {each["data_step"] for each in decided(run_dir, "skip")}
@@ -389,7 +390,7 @@ def flip(lab: Lab, number: int, draws: random.Random) -> Result:
     """The lowest bit of one weight flips on one of three ranks: the rank is named, and no data are lost."""
     faults = [(draws.randrange(3), 20 + 30 * turn) for turn in range(_STARTS)]
     texts = [f"flip:{rank}@{data_step}" for rank, data_step in faults]
-    run_dir = _new(lab, "flip", "cluster.workers_per_node=3")
+    run_dir = new_run(lab, "flip", "cluster.workers_per_node=3")
     with Job(run_dir, plant=",".join(texts)) as job:
         code = job.wait()
     named = [each["what"] for each in decided(run_dir, "rollback") if each["reason"] == "replicas_differ"]

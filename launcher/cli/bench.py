@@ -16,6 +16,7 @@ _BENCHMARKS = {
     "filter": "jobs.bench.filter:filter_",
     "checkpoint": "jobs.bench.checkpoint:checkpoint",
     "guard": "jobs.bench.guard:guard",
+    "restart": "jobs.bench.restart:restart",
     "exporter": "monitoring.bench:exporter",
 }
 _ON_FOLDERS = ("checkpoint", "exporter")  # the others look at photographs
@@ -26,13 +27,14 @@ _ON_FOLDERS = ("checkpoint", "exporter")  # the others look at photographs
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Measure one part on one core, against a reference measured in turn with it.
+    """Measure one part, against a reference measured in turn with it.
 
     NAME is step: the whole training path, against the bare network on ready-made tensors; proposals:
     selective search, against OpenCV's; filter: both filtered lists of boxes, against one box at a time in
     Python; checkpoint: time that saves block the training loop, against torch.save in the loop; guard: what
-    watches over a step, against the step; or exporter: the first scrape of 1,000 runs, against reading every
-    line of one.
+    watches over a step, against the step; restart: the death of a worker to the next step, against the
+    torchrun command; or exporter: the first scrape of 1,000 runs, against reading every line of one. All but
+    restart (two ranks) run on one core.
 
     Photographs are those that come with scikit-image; for proposals also your own: `data=coco data.root=...
     data.split=... proposals.mode=...`. Checkpoints (2 GB) and journals (3 GB) are written below TMPDIR.

@@ -39,7 +39,7 @@ _VERBS = {
     "replay": "Compute a bad step again and name what went wrong in it.",
     "proposals": "Look at boxes, and at samples made with them.",
     "drill": "Break small runs in every way, and see that they go on.",
-    "bench": "How fast this version is on one core.",
+    "bench": "How fast this version is, beside a reference.",
     "completion": "Complete verbs, runs and keys in the shell.",
 }
 
