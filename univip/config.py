@@ -198,7 +198,8 @@ class CheckpointConfig:
     every_steps: int = site(500)
     # Mean time between ends of the run that nothing announces, on all its nodes: time limits and preemption
     # save first. Once a day is pessimistic for one sound node, but the interval follows only the root of it:
-    # taken four times too short, it costs a quarter more than the least.
+    # taken four times too short, it costs a quarter more than the least. The run's own restarts are not
+    # counted: there are hardly any yet when the choice is made.
     mtbf_h: float = site(24.0)
     keep_last: int = site(3)
 
