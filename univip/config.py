@@ -198,8 +198,8 @@ class CheckpointConfig:
     every_steps: int = site(500)
     # Mean time between ends of the run that nothing announces, on all its nodes: time limits and preemption
     # save first. Once a day is pessimistic for one sound node, but the interval follows only the root of it:
-    # taken four times too short, it costs a quarter more than the least. Not the run's own restarts: there are
-    # none to count when the choice is made.
+    # taken four times too short, it costs a quarter more than the least. The run's own restarts are not
+    # counted: there are hardly any yet when the choice is made.
     mtbf_h: float = site(24.0)
     keep_last: int = site(3)
 
@@ -229,8 +229,6 @@ class ResilienceConfig:
     # The most that a bit flipped in the memory of one rank can cost; besides, before every checkpoint.
     replica_check_every: int = 50  # steps
     max_capsules: int = site(10)  # of the whole run; each may keep one checkpoint from being deleted
-    # Once per attempt and node, before anything trains: 0.1 s on a CPU, the start of CUDA and more on GPUs.
-    preflight: bool = site(True)
     max_restarts: int = site(3)  # rounds in a row that end without a new checkpoint
     hang_timeout_s: float = site(180.0)  # without progress of a rank for which the others wait
     collective_timeout_s: float = site(300.0)
