@@ -229,6 +229,8 @@ class ResilienceConfig:
     # The most that a bit flipped in the memory of one rank can cost; besides, before every checkpoint.
     replica_check_every: int = 50  # steps
     max_capsules: int = site(10)  # of the whole run; each may keep one checkpoint from being deleted
+    # Once per attempt and node, before anything trains: 0.1 s on a CPU, the start of CUDA and more on GPUs.
+    preflight: bool = site(True)
     max_restarts: int = site(3)  # rounds in a row that end without a new checkpoint
     hang_timeout_s: float = site(180.0)  # without progress of a rank for which the others wait
     collective_timeout_s: float = site(300.0)

@@ -136,7 +136,7 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
 def test_nothing_trains_on_a_node_that_failed_its_preflight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, exit_code: ExitCode
 ) -> None:
-    monkeypatch.setattr("jobs.agent._prepare", lambda directory: None)
+    monkeypatch.setattr("jobs.agent._prepare", lambda: None)
     monkeypatch.setattr("jobs.slurm.Execution.here", lambda: Execution(job_id=job))
     monkeypatch.setattr("jobs.slurm.host_of", lambda node: f"node{node + 1}")
     what = "cpu: 1 of 16,384 numbers of a float32 matrix product are wrong"
