@@ -109,7 +109,7 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
         summary.problem = summary.state.message.splitlines()[0]
     elif problems:
         words = _PROBLEMS[problems[-1]["kind"]].format_map(_Unknown(problems[-1]))
-        summary.problem = words.partition("\n")[0]
+        summary.problem = words.partition("\n")[0].removesuffix("; ")  # of a node that left no word
     elif summary.stragglers:
         summary.problem = summary.stragglers[0].words()
     if summary.state.state is not State.running or summary.state.stage == "evaluate":

@@ -75,6 +75,20 @@ def test_a_checkpoint_that_could_not_be_written_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_new_round_is_told_with_its_cause_and_the_rank_to_blame(tmp_path: Path) -> None:
+    restart = {
+        "kind": "restart",
+        "time": 1.0,
+        "cause": "hang",
+        "message": "rank 1 was silent; Timed\n  where",
+    }
+    write(tmp_path, "0001.00-agent0.jsonl", [restart])
+    assert summarise(tmp_path, RUNNING).problem == "new round of workers: hang; rank 1 was silent; Timed"
+
+    write(tmp_path, "0001.00-agent0.jsonl", [{**restart, "cause": "node_failure", "message": ""}])
+    assert summarise(tmp_path, RUNNING).problem == "new round of workers: node_failure"
+
+
 def test_why_a_run_failed_is_told_before_what_it_survived(tmp_path: Path) -> None:
     lost = {"kind": "image_failed", "time": 2.0, "path": "a.jpg", "reason": "missing"}
     write(tmp_path, "0001.00-rank0000.jsonl", [lost])
