@@ -32,8 +32,8 @@ Totals = dict[str, float]
 Samples = dict[str, float]
 
 RULES = Path(monitoring.__path__[0]) / "prometheus"
-# Stands in for NVIDIA's module, in the process of the agent: one GPU that knows nothing but how warm it is, and
-# that falls off the bus.
+# Stands in for NVIDIA's module, in the process of the agent: one GPU that knows nothing but how warm it is,
+# and that falls off the bus.
 NVML = """
 from types import SimpleNamespace
 class NVMLError(Exception): pass
