@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.config import Config, RunKind, data_dir, load, load_header
-from jobs.proposals import INDEX_NAME
+from jobs.config import INDEX_NAME, Config, RunKind, data_dir, load, load_header
 from univip.checkpoint import layout
 from univip.data.images import ImageIndex
 from univip.data.marks import add_marks, mark_of_samples, mark_of_views
@@ -174,7 +173,7 @@ def _wrong_views(config: Config, run_dir: Path, plan: SamplePlan, marks: dict[in
     """Make the samples again, and return the data steps whose rectangles are others."""
     if not marks:
         return []
-    from jobs.train import make_reader  # loads torch
+    from jobs.reader import make_reader  # loads torch
 
     reader = make_reader(config, run_dir)
     wrong = []

@@ -35,6 +35,7 @@ from univip.errors import ConfigError
 T = TypeVar("T")
 FILE_NAME = "config.yaml"
 FILE_FORMAT = 1
+INDEX_NAME = "images.arrow"
 INDEX_REPORT = "images.json"  # beside the index: images, unusable ones, borders of shards
 _SITE = {"site": True}
 

@@ -20,9 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jobs.config import Config, data_dir
+from jobs.config import INDEX_NAME, Config, data_dir
 from jobs.outcomes import write_json
-from jobs.proposals import INDEX_NAME
 from jobs.train import fresh_method
 from univip.checkpoint import layout
 from univip.checkpoint.manager import CheckpointManager

@@ -16,17 +16,17 @@ import numpy as np
 
 from jobs import proposals
 from jobs.attempts import attempt
-from jobs.config import Config, data_dir, load, load_header
+from jobs.config import INDEX_NAME, Config, data_dir, load, load_header
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.atomic import replacing
 from univip.data.images import ImageIndex
-from univip.data.proposals import FORMAT, RAW, ProposalStore, report_path
+from univip.data.proposals import FORMAT, RAW, STORE_NAME, ProposalStore, report_path
 from univip.data.scan import listed
 from univip.errors import ConfigError, DataError
 from univip.proposals import foreign, orl
 from univip.proposals.foreign import ForeignBoxes, Mark, Source
-from univip.proposals.refill import STORE_NAME, Report, StoreWriter
+from univip.proposals.refill import Report, StoreWriter
 from univip.types import Boxes
 
 _BLOCK_IMAGES = 256
@@ -162,7 +162,7 @@ def open_boxes(run_dir: Path) -> tuple[ProposalStore, ImageIndex]:
             where=str(files),
             fix=f"univip resume {run_dir.name}",
         )
-    return ProposalStore.open(files / STORE_NAME), ImageIndex.open(files / proposals.INDEX_NAME)
+    return ProposalStore.open(files / STORE_NAME), ImageIndex.open(files / INDEX_NAME)
 
 
 def _limits(config: Config) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def pictured(
                 # What the step before the checkpoint saw; of a new run, what the first one sees.
                 draw(config, run_dir, max(newest - 1, 0), observer)
             except Exception as error:  # noqa: BLE001 - nobody trains worse without a picture
+                pause_s = every_s
                 observer.record("samples", data_step=max(shown - 1, 0), outcome="failure", what=str(error))
 
     thread = threading.Thread(target=watch, name="last-samples", daemon=True)
@@ -75,7 +76,7 @@ def draw(config: Config, run_dir: Path, data_step: int, observer: Observer) -> N
     import PIL.Image
     import torch
 
-    from jobs.train import make_reader
+    from jobs.reader import make_reader
     from monitoring.web.facts import MAX_PICTURE_BYTES, PICTURE
     from univip.data.plan import SamplePlan
     from univip.data.sheet import draw_sheet

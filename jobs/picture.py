@@ -6,16 +6,14 @@ from pathlib import Path
 
 import PIL.Image
 
-from jobs.config import RunKind, data_dir, load, load_header
-from jobs.proposals import INDEX_NAME
+from jobs.config import INDEX_NAME, RunKind, data_dir, load, load_header
 from univip.data.decode import decode
 from univip.data.draws import SampleKey
 from univip.data.images import ImageIndex
-from univip.data.proposals import ProposalStore
+from univip.data.proposals import STORE_NAME, ProposalStore
 from univip.data.views import sample_views
 from univip.errors import ConfigError
 from univip.proposals.picture import draw
-from univip.proposals.shards import STORE_NAME
 
 
 def write_picture(run_dir: Path, image: str, output: Path | None, *, epoch: int = 0) -> Path:
@@ -87,7 +85,7 @@ def write_sample(run_dir: Path, image: str, output: Path | None, *, epoch: int) 
         ConfigError: If the run trains nothing, has no such image, or no index or boxes yet.
         DataError: If neither the image nor a substitute can be read.
     """
-    from jobs.train import make_reader  # loads torch, which boxes need not
+    from jobs.reader import make_reader  # loads torch, which boxes need not
     from univip.data.picture import draw_sample
 
     header, files = load_header(run_dir), data_dir(run_dir)

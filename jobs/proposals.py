@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.config import Config
+from jobs.config import INDEX_NAME, Config
 from jobs.outcomes import read_json, write_json
 from univip.config import SEARCH
 from univip.data.images import ImageIndex, write_index
@@ -19,8 +19,6 @@ from univip.errors import ConfigError, DataError
 from univip.observe import Observer
 from univip.proposals.search import prepare_engine
 from univip.proposals.shards import Report, ShardedSearch, make_borders
-
-INDEX_NAME = "images.arrow"
 
 
 def prepare(

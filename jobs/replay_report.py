@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from jobs.config import load
-from jobs.train import make_reader
+from jobs.reader import make_reader
 from univip.data.picture import draw_sample
 
 _DRAWN = 8  # images in the picture

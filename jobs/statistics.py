@@ -7,14 +7,12 @@ from typing import Any
 
 import PIL.Image
 
-from jobs.config import data_dir, load
+from jobs.config import INDEX_NAME, data_dir, load
 from jobs.picture import refuse_missing
-from jobs.proposals import INDEX_NAME
 from univip.config import MinSizePolicy
 from univip.data.images import ImageIndex
-from univip.data.proposals import ProposalStore
+from univip.data.proposals import STORE_NAME, ProposalStore
 from univip.proposals.plot import draw_statistics
-from univip.proposals.shards import STORE_NAME
 from univip.proposals.statistics import measure
 
 

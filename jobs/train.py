@@ -5,25 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from jobs.config import Config, data_dir, load_header, num_images
+from jobs.config import Config, load_header, num_images
 from jobs.identity import config_hash
-from jobs.proposals import INDEX_NAME
+from jobs.reader import make_reader
 from monitoring import journal
 from univip.checkpoint.manager import CheckpointManager, Origin
-from univip.config import MethodName, ViewsConfig
 from univip.data.batch import make_views
-from univip.data.images import ImageIndex
 from univip.data.loader import BatchSource, open_batches
 from univip.data.marks import add_marks
 from univip.data.plan import micro_batches
-from univip.data.proposals import ProposalStore
-from univip.data.samples import SampleReader
 from univip.engine.distributed import Group
 from univip.engine.reporting import Plan, Totals
 from univip.engine.sample_log import FILE_NAME as SAMPLES_NAME
@@ -31,13 +26,11 @@ from univip.engine.sample_log import Marks, SampleLog
 from univip.engine.state import TrainState
 from univip.engine.step import StepSettings
 from univip.engine.trainer import Ending, Loaded, Trainer
-from univip.errors import DataError
 from univip.methods.build import make_method
 from univip.models.momentum import target_momentum
 from univip.observe import Observer
 from univip.optim.groups import check_groups, make_optimizer
 from univip.optim.schedules import learning_rate, peak_learning_rate, total_data_steps
-from univip.proposals.shards import STORE_NAME
 from univip.resilience.anomaly import FOLDER, Capsules
 from univip.resilience.faults import VARIABLE, PlantedFaults
 from univip.resilience.guard import Guard
@@ -180,38 +173,6 @@ def make_source(config: Config, run_dir: Path, group: Group) -> BatchSource:
         world_size=group.size,
         max_images_per_rank=config.train.max_images_per_rank,
     )
-
-
-def make_reader(config: Config, run_dir: Path) -> SampleReader:
-    """Makes the samples of a run.
-
-    Raises:
-        DataError: If index or boxes are of other photographs.
-    """
-    files = data_dir(run_dir)
-    index = ImageIndex.open(files / INDEX_NAME)
-    is_byol = config.method.name is MethodName.byol
-    store = None if is_byol else ProposalStore.open(files / STORE_NAME)
-    for file in (index, store):
-        if file is not None and file.fingerprint != load_header(run_dir).fingerprint:
-            raise DataError(
-                f"index and boxes must be of the photographs of run `{run_dir.name}`, but are not.",
-                where=str(files),
-                fix="univip submit pipeline ... with the same options makes the run of these photographs",
-            )
-    return SampleReader(
-        data=config.data,
-        index=index,
-        store=store,
-        views=views_of(config),
-        proposals=config.proposals,
-        seed=config.train.seed,
-    )
-
-
-def views_of(config: Config) -> ViewsConfig:
-    """The view geometry of the method: BYOL has scenes only."""
-    return replace(config.views, num_instances=0) if config.method.name is MethodName.byol else config.views
 
 
 def load_batches(

@@ -22,6 +22,24 @@ FAULT_PLACES = ("state", "loss", "gradient")
 SPIKE_PLACES = ("loss", "gradient")
 ROLLBACK_REASONS = ("nonfinite", "repeated_skips", "spike", "replicas_differ")
 _GPU: dict[str, tuple[str, ...]] = {"node": (), "gpu": ()}  # numbers within the job and within the node
+# What NVIDIA's numbers mean, of those that are met most; in BAD_XIDS the GPU itself is at fault.
+XIDS = {
+    13: "the program computed something illegal",
+    31: "the program used memory that is not its own",
+    43: "the program was ended after an error",
+    45: "work was cleared away after another error",
+    48: "memory error that could not be corrected",
+    63: "damaged memory was put aside; the GPU needs a reset",
+    64: "damaged memory could not be put aside",
+    74: "NVLink error",
+    79: "the GPU has fallen off the bus",
+    94: "memory error that could not be corrected, in this program only",
+    95: "memory error that could not be corrected, in any program",
+    119: "the GPU's own processor (GSP) does not answer",
+    120: "the GPU's own processor (GSP) failed",
+}
+BAD_XIDS = (48, 63, 64, 74, 79, 94, 95, 119, 120)
+_XID = {**_GPU, "xid": tuple(map(str, XIDS))}
 TOTALS = "totals"  # the kind that readers of records never see: it repeats what others said
 # fmt: off
 RESTART_CAUSES = (
@@ -193,6 +211,13 @@ KINDS = (
         "power_watts{}": "Drawn.",
         "slowed{}": "1 if its clock is held back by heat or want of power, else 0.",
         "memory_errors{}": "Uncorrected ones since the driver was loaded.",
+    }),
+    Kind("gpu_error", "The driver reported an error of a GPU; told by the agent of its node.", {
+        "node": "Number of the node in its job.",
+        "host": "Its name.",
+        "gpu": "Number of the GPU among those that the job may use, from 0.",
+        "xid": "NVIDIA's number of the error; 0 for what is no such number.",
+        "what": "In words, of those in XIDS.",
     }),
     Kind("samples", "The picture of the last samples was to be drawn; once a minute at most.", {
         "outcome": "success or failure.",
@@ -412,6 +437,10 @@ METRICS = (
            "1 if the clock of the GPU is held back by heat or want of power.", _GPU),
     Metric("univip_gpu_memory_errors", "errors", ("gpu",), "last", "memory_errors.*",
            "Uncorrected memory errors of the GPU since its driver was loaded.", _GPU),
+    Metric("univip_gpu_xid_errors_total", "errors", ("gpu_error",), "count", "",
+           "Errors of the GPU that the driver reported, by NVIDIA's number; others than these too.", _XID),
+    Metric("univip_gpu_last_xid_timestamp_seconds", "seconds", ("gpu_error",), "time", "",
+           "Unix time of the last of them.", _XID),
     Metric("univip_gpu_last_reading_timestamp_seconds", "seconds", ("gpu",), "time", "",
            "Unix time of the newest reading of the GPUs of a node.", {"node": ()}),
     Metric("univip_slurm_jobs", "jobs", (), "exporter", "",

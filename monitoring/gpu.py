@@ -1,9 +1,12 @@
-"""Readings of the GPUs of one node, put into the journal of its agent every half minute.
+"""Readings of the GPUs of one node, put into the journal of its agent every half minute, and their errors.
 
 Through NVML, the library of NVIDIA's driver, which `nvidia-smi` prints from: it neither touches CUDA nor
 takes memory of a GPU. Training needs none of it. So the driver is first asked in a thread of its own, where
 it may be slow or hang as it does on sick nodes; where it is absent there are no readings and no noise; and a
 value that a GPU does not know is left out.
+
+Errors are what the driver reports as Xid events: each is recorded within a second. (Tested with a stand-in of
+NVML; no event of a real GPU has been seen yet.)
 """
 
 from __future__ import annotations
@@ -12,14 +15,19 @@ import importlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from monitoring.catalog import XIDS
 from monitoring.journal import Journal
 
 EVERY_S = 30.0
+_ERRORS_EVERY_S = 1.0
+_MAX_ERRORS = 20  # taken of one GPU at a time; the others wait
+_LARGEST_XID = 999  # far above NVIDIA's largest: the number becomes a label
 _PATIENCE_S = 1.0  # at the end, with a driver that does not answer
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +37,7 @@ def recorded(journal: Journal, node: int, host: str, *, every_s: float = EVERY_S
     """Record what the GPUs of this node do, meanwhile.
 
     Args:
-        journal: Of a process of this node; takes records of the kind `gpu`.
+        journal: Of a process of this node; takes records of the kinds `gpu` and `gpu_error`.
         node: Number of the node in its job.
         host: Its name.
         every_s: Time between two readings.
@@ -39,11 +47,22 @@ def recorded(journal: Journal, node: int, host: str, *, every_s: float = EVERY_S
     def watch() -> None:
         nvml = _nvml()
         gpus = _visible(nvml) if nvml else []
-        while nvml and gpus:
-            if readings := _read(nvml, gpus):
-                journal.record("gpu", node=node, host=host, **readings)
-            if ended.wait(every_s):
+        if not (nvml and gpus):
+            return
+        events = _error_events(nvml, gpus)
+        due, is_over = time.monotonic(), False
+        while True:
+            for number, those in events.items():
+                for xid in _xids(nvml, those):
+                    what = XIDS.get(xid, "NVIDIA's list of Xid errors tells what it is")
+                    journal.record("gpu_error", node=node, host=host, gpu=number, xid=xid, what=what)
+            if is_over:  # what ended the work may have come last
                 return
+            if time.monotonic() >= due:
+                due += every_s
+                if readings := _read(nvml, gpus):
+                    journal.record("gpu", node=node, host=host, **readings)
+            is_over = ended.wait(min(_ERRORS_EVERY_S, every_s))
 
     thread = threading.Thread(target=watch, name="gpus", daemon=True)
     thread.start()
@@ -81,6 +100,39 @@ def _visible(nvml: ModuleType, environment: Mapping[str, str] = os.environ) -> l
     except nvml.NVMLError as error:
         _logger.debug("no readings of GPUs: %s", error)
         return []
+
+
+def _error_events(nvml: ModuleType, gpus: list[Any]) -> dict[int, Any]:
+    """By number of the GPU, the set of events in which the driver puts its errors.
+
+    One for each: an event names its GPU by a handle only, and a GPU that is lost answers no question.
+    """
+    found, refused = {}, []
+    for number, gpu in enumerate(gpus):
+        try:
+            events = nvml.nvmlEventSetCreate()
+            nvml.nvmlDeviceRegisterEvents(gpu, nvml.nvmlEventTypeXidCriticalError, events)
+            found[number] = events
+        except nvml.NVMLError_NotSupported:  # such as a part of a GPU (MIG)
+            refused.append(number)
+        except nvml.NVMLError as error:
+            _logger.debug("GPU %d tells of no errors: %s", number, error)
+    if refused:
+        names = ", ".join(map(str, refused))
+        _logger.warning("the driver does not report errors (Xid) of GPU %s; the rest is read", names)
+    return found
+
+
+def _xids(nvml: ModuleType, events: Any) -> list[int]:
+    """Numbers of the errors since the last time; 0 for what cannot be one."""
+    found: list[int] = []
+    try:
+        while len(found) < _MAX_ERRORS:
+            xid = int(nvml.nvmlEventSetWait_v2(events, 0).eventData)  # ms
+            found.append(xid if 0 < xid <= _LARGEST_XID else 0)
+    except nvml.NVMLError as error:  # a timeout, as a rule: there are no more
+        _logger.debug("no more errors: %s", error)
+    return found
 
 
 def _read(nvml: ModuleType, gpus: list[Any]) -> dict[str, dict[str, float]]:

@@ -23,6 +23,7 @@ _SIGNS = {
     "skip": ("▼", "#97457b"),
     "checkpoint_failed": ("▣", "#b84300"),
     "corruption": ("◆", "#b84300"),
+    "gpu_error": ("↯", "#b84300"),
 }
 # As `univip/data/sheet.py` draws them: words, colour, dashes.
 SAMPLE_OUTLINES = (

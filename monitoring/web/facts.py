@@ -26,6 +26,7 @@ FAULTS = {
     "interruption": "attempt {attempt} ({stage}) ended: {cause}",
     "checkpoint_failed": "checkpoint not written: {what}",
     "corruption": "damaged checkpoint {checkpoint} put aside",
+    "gpu_error": "GPU {gpu} of {host} (node {node}) reported Xid {xid}: {what}",
     "image_failed": "photograph cannot be used: {reason}",
     "dropped": "{records} journal records lost",
 }

@@ -37,7 +37,10 @@ _MEMBER = re.compile(r"\w{1,60}", re.ASCII)
 _ROUNDS = 1_000  # more rounds than any attempt has
 
 # Kinds that are told one by one. Other ranks repeat what rank 0 says.
-EVENTS = ("skip", "rollback", "restart", "restore", "corruption", "image_failed", "dropped", "round")
+EVENTS = (
+    *("skip", "rollback", "restart", "restore", "corruption", "gpu_error", "image_failed", "dropped"),
+    "round",
+)
 _OF_EVERY_RANK = ("image_failed", "dropped")
 
 

@@ -100,3 +100,14 @@ def test_a_dry_run_loads_nothing_of_the_method(tmp_path: Path, cluster: str) -> 
 
 def test_the_check_itself_can_fail(tmp_path: Path) -> None:
     assert loaded(["status"], tmp_path, ["click", "torch"]) == (0, ["click"])
+
+
+def test_the_picture_of_the_samples_loads_neither_networks_nor_search() -> None:
+    """The agent draws it while its ranks start, on the same cores."""
+    program = (
+        "import sys, jobs.last_samples, jobs.reader, univip.data.sheet, monitoring.web.facts\n"
+        f"print([name for name in {['torchvision', 'cv2', 'numba']} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

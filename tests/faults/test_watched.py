@@ -32,9 +32,18 @@ Totals = dict[str, float]
 Samples = dict[str, float]
 
 RULES = Path(monitoring.__path__[0]) / "prometheus"
-# Stands in for NVIDIA's module, in the process of the agent: one GPU that knows nothing but how warm it is.
+# Stands in for NVIDIA's module, in the process of the agent: one GPU that knows nothing but how warm it is,
+# and that falls off the bus.
 NVML = """
+from types import SimpleNamespace
 class NVMLError(Exception): pass
+class NVMLError_NotSupported(NVMLError): pass
+nvmlEventTypeXidCriticalError = 8
+def nvmlEventSetCreate(): return [79]
+def nvmlDeviceRegisterEvents(gpu, kinds, events): pass
+def nvmlEventSetWait_v2(events, timeout_ms):
+    if not events: raise NVMLError("Timeout")
+    return SimpleNamespace(eventData=events.pop())
 NVML_TEMPERATURE_GPU = NVML_MEMORY_ERROR_TYPE_UNCORRECTED = NVML_VOLATILE_ECC = 0
 nvmlClocksEventReasonHwSlowdown = nvmlClocksEventReasonSwThermalSlowdown = 1
 nvmlClocksEventReasonHwThermalSlowdown = nvmlClocksEventReasonHwPowerBrakeSlowdown = 2
@@ -57,12 +66,14 @@ ALERTS = {
     "spike": "UnivipSpikes",
     "corruption": "UnivipCheckpointCorrupt",
     "dropped": "UnivipRecordsDropped",
+    "gpu_error": "UnivipGpuBroken",
 }
 TOLD = {
     "skip": "batch skipped",
     "rollback": "rolled back to data step",
     "restart": "new round of workers",
     "checkpoint_failed": "checkpoint not written",
+    "gpu_error": "reported Xid 79: the GPU has fallen off the bus",
 }
 
 
@@ -187,6 +198,7 @@ def test_every_fault_of_a_run_is_told_everywhere_and_no_counter_goes_back(
     assert last["univip_fault_skipped_steps_total"] == len(run.ledger("skip")) == 1
     assert last["univip_fault_nonfinite_total"] == 2
     assert last["univip_fault_restarts_total"] == len(run.records("restart")) == 2
+    assert last["univip_gpu_xid_errors_total"] == len(run.records("gpu_error")) == 1
     assert last["univip_checkpoint_saves_total"] == len(outcomes(run))
     assert last["univip_checkpoint_restores_total"] == sum(
         not each["rank"] for each in run.records("restore")

@@ -225,6 +225,26 @@ def test_the_newest_reading_of_each_gpu_is_shown(browser: Any, url: str, live: L
     assert browser.complaints() == []
 
 
+def test_an_error_of_a_gpu_is_on_the_timeline_and_its_repetitions_are_one_row(
+    browser: Any, url: str, live: Live
+) -> None:
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelector('.chart canvas')")
+
+    for xid, what in ((79, SCRIPT), (63, "memory"), (63, "memory")):
+        live.journal.record("gpu_error", node=1, host="gpu-7", gpu=3, xid=xid, what=what)
+    live.flush()
+
+    rows = "[...document.querySelectorAll('.h-what-happened tbody tr')].map(row => row.innerText)"
+    browser.wait(f"{rows}.length === 2")
+    first, second = browser.run(f"return {rows}")
+    assert f"GPU 3 of gpu-7 (node 1) reported Xid 79: {SCRIPT}" in first
+    assert "Xid 63: memory ×2" in second
+    assert browser.run("return document.querySelectorAll('.timeline .mark.bad').length") == 3
+    assert "GPU error" in browser.run("return document.querySelector('.legend.key').innerText")
+    assert browser.complaints() == []
+
+
 def test_the_last_samples_are_a_picture_that_follows_the_run(browser: Any, url: str, live: Live) -> None:
     def draw(data_step: int, width: int) -> None:
         PIL.Image.new("RGB", (width, 90), "#0072b2").save(live.run_dir / PICTURE, "WEBP")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = "univip-proposals/2"
 OK = "ok"
+STORE_NAME = "proposals.arrow"  # in the directory of a run
 RAW = "raw"
 BATCH_ROWS = 1024  # about 16 MB with the raw boxes of the fast mode
 

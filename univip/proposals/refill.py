@@ -25,14 +25,13 @@ import pyarrow as pa
 from univip.atomic import write_text
 from univip.data import proposals as store_format
 from univip.data.images import ImageIndex
-from univip.data.proposals import OK, RAW, ProposalStore, column, file_sha256, report_path
+from univip.data.proposals import OK, RAW, STORE_NAME, ProposalStore, column, file_sha256, report_path
 from univip.errors import DataError
 from univip.proposals.filters import filter_lists
 
 if TYPE_CHECKING:
     from univip.types import Boxes
 
-STORE_NAME = "proposals.arrow"
 _PART_BOXES = 500_000  # some 30 MB while they are filtered and written
 
 Report = dict[str, Any]

@@ -28,14 +28,13 @@ from univip.atomic import remove_leftovers, replacing
 from univip.config import DataConfig, ProposalsConfig
 from univip.data import proposals as store_format
 from univip.data.images import ImageIndex
-from univip.data.proposals import OK, RAW, ProposalStore, column, file_sha256, report_path
+from univip.data.proposals import OK, RAW, STORE_NAME, ProposalStore, column, file_sha256, report_path
 from univip.errors import DataError, UnivipError
 from univip.observe import Observer
 from univip.proposals.cut import FOLDER, count_shards, cut, search_seconds, shard_file
 from univip.proposals.pool import SearchResult, SearchSettings, SearchTask, search_images
 from univip.proposals.search import VERSION
 
-STORE_NAME = "proposals.arrow"
 _RECORD_EVERY_S = 2.0
 
 Report = dict[str, Any]

@@ -10,6 +10,7 @@ export const MARKS = {
   skip: { path: "M-6 -5 H6 L0 6 Z", tone: "odd", word: "skipped batch" },
   checkpoint_failed: { path: "M-5 -5 H5 V5 H-5 Z M-2 -2 V2 H2 V-2 Z", tone: "bad", word: "checkpoint not written" },
   corruption: { path: "M0 -7 L6 0 L0 7 L-6 0 Z", tone: "bad", word: "damaged checkpoint" },
+  gpu_error: { path: "M2 -7 L-5 1 H-1 L-2 7 L5 -1 H1 Z", tone: "bad", word: "GPU error" },
   image_failed: { path: "M-5 -4 H5 V4 H-5 Z", tone: "calm", word: "unusable photograph" },
   dropped: { path: "M-6 -1.5 H-3 V1.5 H-6 Z M-1.5 -1.5 H1.5 V1.5 H-1.5 Z M3 -1.5 H6 V1.5 H3 Z", tone: "calm", word: "lost journal records" },
 };

@@ -183,7 +183,7 @@ function group(faults) {
   const found = [];
   for (const fault of faults) {
     const before = found.at(-1);
-    if (before && before.text === fault.text && ["image_failed", "dropped", "checkpoint_failed", "skip"].includes(fault.kind)) {
+    if (before && before.text === fault.text && ["image_failed", "dropped", "checkpoint_failed", "skip", "gpu_error"].includes(fault.kind)) {
       before.times += 1;
       if (isNumber(fault.steps_lost)) before.steps_lost += fault.steps_lost;
     } else found.push({ ...fault, times: 1 });

@@ -90,7 +90,7 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Driver(ModuleType):
-        NVMLError = RuntimeError
+        NVMLError = NVMLError_NotSupported = RuntimeError
         nvmlInit = staticmethod(lambda: None)
         nvmlDeviceGetCount = staticmethod(lambda: 1)
         nvmlDeviceGetHandleByIndex = staticmethod(lambda index: index)
@@ -100,7 +100,7 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
             def refuse(*arguments: object) -> None:
                 raise self.NVMLError("Not Supported")
 
-            return refuse if name.startswith("nvmlDeviceGet") else 0
+            return refuse if name.startswith(("nvmlDevice", "nvmlEventSet")) else 0
 
     class Ended:
         """The rounds of another node, which are over."""

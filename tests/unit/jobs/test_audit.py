@@ -13,7 +13,7 @@ import pytest
 from jobs import proposals
 from jobs.audit import audit
 from jobs.config import Config, RunHeader, RunKind, load, store
-from jobs.train import make_reader
+from jobs.reader import make_reader
 from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchMode, TrainConfig, ViewsConfig
 from univip.data.marks import add_marks, mark_of_samples, mark_of_views
 from univip.data.plan import SamplePlan

@@ -44,6 +44,8 @@ def write_full_journal(run_dir: Path) -> None:
         agent.record("restart", cause="crash", message="rank 1 ended")
     with Journal(run_dir, attempt=1, source="agent1") as agent:
         agent.record("gpu", node=1, host="node2", **GPUS)
+        for xid in (31, 79, 79):
+            agent.record("gpu_error", node=1, host="node2", gpu=0, xid=xid, what="in words")
     with Journal(run_dir, attempt=1, source="shard00000") as shard:
         shard.record("shard", shard=0, state="done")
         shard.record("proposals", shard=0, images_done=40, images=40, boxes=900, failed={"corrupt": 1})
@@ -172,6 +174,9 @@ def test_values_are_those_of_the_journal(runs_root: Path) -> None:
     assert value(found, "univip_gpu_busy_ratio", node="1", gpu="0") == 0.97
     assert value(found, "univip_gpu_temperature_celsius", node="1", gpu="1") == 88.0
     assert value(found, "univip_gpu_slowed", node="1", gpu="1") == 1.0
+    assert value(found, "univip_gpu_xid_errors_total", node="1", gpu="0", xid="31") == 1.0
+    assert value(found, "univip_gpu_xid_errors_total", node="1", gpu="0", xid="79") == 2.0
+    assert value(found, "univip_gpu_last_xid_timestamp_seconds", node="1", gpu="0", xid="79") > 1.7e9
     assert value(found, "univip_monitoring_dropped_records_total") == 2.0
     assert value(found, "univip_monitoring_run_readable") == 1.0
 

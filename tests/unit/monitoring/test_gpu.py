@@ -21,10 +21,24 @@ class NVMLError(Exception):
     """As in the real module."""
 
 
+class NotSupportedError(NVMLError):
+    """`NVMLError_NotSupported` of the real module."""
+
+
+class Events:
+    """A set of events."""
+
+    def __init__(self) -> None:
+        self.waiting: list[int] = []
+
+
 def stand_in(num_gpus: int, refuses: Callable[[str, int], bool] = lambda name, gpu: False) -> Any:
-    """`pynvml` of a machine with some GPUs, whose handle is their number."""
+    """`pynvml` of a machine with some GPUs, whose handle is their number.
+
+    `happen(gpu, xid)` of the stand-in is an error of a GPU.
+    """
     nvml: Any = ModuleType("pynvml")
-    nvml.NVMLError = NVMLError
+    nvml.NVMLError, nvml.NVMLError_NotSupported = NVMLError, NotSupportedError
     nvml.NVML_TEMPERATURE_GPU, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC = 0, 1, 0
     nvml.nvmlClocksEventReasonHwSlowdown = 0x8
     nvml.nvmlClocksEventReasonSwThermalSlowdown = 0x20
@@ -34,11 +48,31 @@ def stand_in(num_gpus: int, refuses: Callable[[str, int], bool] = lambda name, g
     def answer(name: str, of: Callable[[int], Any]) -> None:
         def ask(gpu: int, *more: int) -> Any:
             if refuses(name, gpu):
-                raise NVMLError("Not Supported")
+                raise NotSupportedError("Not Supported")
             return of(gpu)
 
         setattr(nvml, name, ask)
 
+    registered: dict[int, Events] = {}
+    nvml.nvmlEventTypeXidCriticalError = 8
+    nvml.nvmlEventSetCreate = Events
+    nvml.registered = registered
+    nvml.happen = lambda gpu, xid: registered[gpu].waiting.append(xid)
+
+    def register(gpu: int, kinds: int, events: Events) -> None:
+        if refuses("nvmlDeviceRegisterEvents", gpu):
+            raise NotSupportedError("Not Supported")
+        assert kinds == nvml.nvmlEventTypeXidCriticalError
+        registered[gpu] = events
+
+    def wait(events: Events, timeout_ms: int) -> Any:
+        assert timeout_ms == 0  # readings are not to wait for an error
+        if not events.waiting:
+            raise NVMLError("Timeout")
+        # The handle of a lost GPU is of no use: nobody may ask it who it is.
+        return SimpleNamespace(device=None, eventType=8, eventData=events.waiting.pop(0))
+
+    nvml.nvmlDeviceRegisterEvents, nvml.nvmlEventSetWait_v2 = register, wait
     nvml.nvmlInit = lambda: None
     nvml.nvmlDeviceGetCount = lambda: num_gpus
     answer("nvmlDeviceGetHandleByIndex", lambda index: index)
@@ -115,6 +149,79 @@ def test_only_the_gpus_of_the_job_are_read_in_its_order(
     assert used == memory
 
 
+def errors_of(run_dir: Path, nvml: Any, happen: Callable[[], None], until: int) -> list[Record]:
+    """What is recorded of errors that happen once the GPUs are watched."""
+    run_dir.mkdir()
+    deadline = time.monotonic() + 20
+    with Journal(run_dir, source="agent3") as journal, recorded(journal, 3, "node4", every_s=0.01):
+        while not list(read(run_dir)) and time.monotonic() < deadline:  # the first reading
+            time.sleep(0.01)
+        happen()
+        while time.monotonic() < deadline:
+            found = [record for record in read(run_dir) if record["kind"] == "gpu_error"]
+            if len(found) >= until:
+                break
+            time.sleep(0.01)
+    return [record for record in read(run_dir) if record["kind"] == "gpu_error"]
+
+
+def test_each_error_is_recorded_once_with_the_gpu_that_had_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = stand_in(4)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+
+    def happen() -> None:
+        for gpu, xid in ((3, 79), (2, 31), (3, 48), (2, 145), (2, 10**12)):
+            nvml.happen(gpu, xid)
+
+    found = errors_of(tmp_path / "run", nvml, happen, 5)
+
+    # Numbers are those of the job: the third and fourth of the machine are its first and second.
+    assert sorted(nvml.registered) == [2, 3]
+    assert sorted((record["gpu"], record["xid"]) for record in found) == [
+        *((0, 0), (0, 31), (0, 145)),
+        *((1, 48), (1, 79)),
+    ]
+    assert {(record["node"], record["host"], record["rank"]) for record in found} == {(3, "node4", None)}
+    words = {record["xid"]: record["what"] for record in found}
+    assert "fallen off the bus" in words[79]
+    assert "NVIDIA's list" in words[145]
+    assert set(KIND["gpu_error"].fields) <= set(found[0])
+
+
+def test_an_error_at_the_very_end_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a bad GPU does to the work may be seen before the error itself is."""
+    nvml = stand_in(1)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+
+    with Journal(run_dir, source="agent3") as journal, recorded(journal, 3, "node4", every_s=60):
+        deadline = time.monotonic() + 20
+        while not list(read(run_dir)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        nvml.happen(0, 79)
+
+    assert [record["xid"] for record in read(run_dir) if record["kind"] == "gpu_error"] == [79]
+
+
+def test_a_gpu_without_events_is_read_all_the_same_and_that_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nvml = stand_in(3, lambda name, gpu: name == "nvmlDeviceRegisterEvents" and gpu != 1)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+
+    [error] = errors_of(tmp_path / "run", nvml, lambda: nvml.happen(1, 64), 1)
+
+    assert (error["gpu"], error["xid"]) == (1, 64)
+    readings = [record for record in read(tmp_path / "run") if record["kind"] == "gpu"]
+    assert set(readings[0]["busy_ratio"]) == {"0", "1", "2"}
+    [word] = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert "of GPU 0, 2" in word
+
+
 def no_driver() -> Any:
     nvml = stand_in(0)
 
@@ -127,7 +234,7 @@ def no_driver() -> Any:
 
 @pytest.mark.parametrize(
     "nvml",
-    [None, no_driver(), stand_in(0), stand_in(1, lambda name, gpu: True)],
+    [None, no_driver(), stand_in(0), stand_in(1, lambda name, gpu: name != "nvmlDeviceRegisterEvents")],
     ids=["no package", "no driver", "no GPU", "lost GPU"],
 )
 def test_without_a_gpu_there_is_no_reading_no_file_and_no_word(

@@ -13,7 +13,7 @@ import yaml
 
 import monitoring
 from launcher.cli.main import cli
-from monitoring.catalog import METRICS
+from monitoring.catalog import BAD_XIDS, METRICS, XIDS
 
 FOLDER = Path(monitoring.__path__[0]) / "prometheus"
 METRIC = {metric.name: metric for metric in METRICS}
@@ -119,6 +119,15 @@ def test_what_a_rule_names_is_in_the_catalogue(expression: str) -> None:
             known = metric.labels.get(label, ())
             assert label in {"run", "job", "instance", *metric.labels}
             assert not known or set(value.split("|")) <= set(known), (name, label, value)
+
+
+def test_the_errors_that_a_gpu_is_drained_for_are_those_of_the_catalogue() -> None:
+    [alert] = [alert for alert in ALERTS if alert["alert"] == "UnivipGpuBroken"]
+    [(_, labels)] = selectors(alert["expr"])
+
+    assert labels["xid"].split("|") == list(map(str, BAD_XIDS))
+    assert set(BAD_XIDS) < set(XIDS)
+    assert "scontrol update nodename=HOST state=drain" in alert["annotations"]["fix"]
 
 
 def test_one_message_is_sent_for_a_run() -> None:

@@ -74,6 +74,16 @@ def test_it_needs_nothing_and_runs_nothing(eventful: Any) -> None:
     assert "default-src 'none'" in markup
 
 
+def test_an_error_of_a_gpu_is_told_with_its_host(eventful: Any) -> None:
+    with Journal(eventful.run_dir, attempt=3, source="agent1") as journal:
+        where = {"node": 1, "host": "gpu-7", "gpu": 3}
+        journal.record("gpu_error", **where, xid=79, what="the GPU has fallen off the bus")
+
+    words = "".join(tree_of(report_of(eventful.run_dir)).itertext())
+
+    assert "↯ GPU 3 of gpu-7 (node 1) reported Xid 79: the GPU has fallen off the bus" in words
+
+
 def test_the_picture_of_the_samples_is_inside_the_document(eventful: Any) -> None:
     with Journal(eventful.run_dir, attempt=3, source="agent0") as journal:
         journal.record("samples", outcome="success", data_step=399, image_ids=[139], epochs=[2])
