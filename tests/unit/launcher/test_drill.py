@@ -28,6 +28,7 @@ ROW = {
     "replays": 0,
     "seconds_p50": 0.5,
     "seconds_p95": None,
+    "useful": 0.973,
     "digest_equal": True,
     "problems": ["the job ended with 76"],
     "holds": False,
@@ -77,6 +78,7 @@ def test_the_table_says_how_and_names_what_fails(
     said = capsys.readouterr()
     assert "processes" in said.out
     assert "8 in real processes" in said.err
+    assert "useful     97.3% of the time" in said.err
     assert "kill:rank: the job ended with 76" in said.err
     assert "failing    kill:rank" in said.err
 
