@@ -20,7 +20,7 @@ import yaml
 import monitoring
 from monitoring.board_json import to_json
 from monitoring.boards import BOARDS
-from monitoring.catalog import KIND, METRICS, PHASES, TERMS
+from monitoring.catalog import KIND, METRICS, PHASES, TERMS, XIDS
 from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal, read
 from monitoring.server import Server
@@ -64,6 +64,7 @@ class Training:
         agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
         readings = [name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}")]
         agent.record("gpu", node=0, host="node1", **{name: {"0": 0.5} for name in readings})
+        agent.record("gpu_error", node=0, host="node1", gpu=0, xid=31, what=XIDS[31])
         with Journal(self.run_dir, attempt=3, source="evaluate") as evaluation:
             measured = {
                 "top1": 0.5,
