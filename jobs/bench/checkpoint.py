@@ -36,12 +36,12 @@ class _Stretch(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Blocked time in all time."""
-        return self.blocked_s / (self.blocked_s + sum(self.steps_s))
+        """Blocked time beside that of the steps."""
+        return self.blocked_s / sum(self.steps_s)
 
 
 def checkpoint(folder: Path, *, every_steps: int = 10, repetitions: int = 4) -> Result:
-    """Share of the time that saves block the loop.
+    """Share of step time that saves block the loop.
 
     Args:
         folder: Where the checkpoints are written; its file system decides much.
@@ -77,7 +77,7 @@ def checkpoint(folder: Path, *, every_steps: int = 10, repetitions: int = 4) -> 
     return Result(
         name="checkpoint",
         value=value,
-        unit="share of the time",
+        unit="share of step time",
         reference=reference,
         reference_name="torch.save and fsync in the loop",
         ratio=value / reference,
