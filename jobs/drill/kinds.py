@@ -72,7 +72,7 @@ KINDS = (
     Kind("stop:rank", "processes:stop_rank", PROCESSES, "SIGSTOP of a rank"),
     Kind("hang:rank", "processes:hang_rank", PROCESSES, "a rank hangs while it makes its views"),
     Kind("preempt", "processes:preempt", PROCESSES, "SIGTERM, as before a time limit; then a new attempt"),
-    Kind("world", "processes:world", PROCESSES, "SIGKILL, and another number of ranks: 2, 3, 1, 2"),
+    Kind("world", "processes:world", PROCESSES, "SIGKILL, and another number of ranks: 4, 2, 3, 4"),
     Kind("minute", "minute:minutes", PROCESSES, "SIGKILL of a rank or reader in every minute", times=0.2),
 )
 # fmt: on

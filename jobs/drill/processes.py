@@ -32,7 +32,7 @@ _SIZE = (
     "views.scene_size=32",
     "model.hidden_dim=16",
     "model.embedding_dim=8",
-    "train.global_batch=6",  # of one, two or three ranks
+    "train.global_batch=6",  # of two, three or four ranks; four do not divide it
     f"train.max_steps={_TARGET}",
     "checkpoint.every_steps=3",
     "resilience.healthy_after_steps=2",
@@ -277,7 +277,7 @@ def world(lab: Lab, number: int, draws: random.Random) -> Result:
 
     def resize(run_dir: Path, attempt: int) -> None:
         config = load(run_dir)
-        cluster = replace(config.cluster, workers_per_node=(2, 3, 1, 2)[attempt])
+        cluster = replace(config.cluster, workers_per_node=(4, 2, 3, 4)[attempt])
         store(replace(config, cluster=cluster), load_header(run_dir), run_dir)
 
     return _start_again(
