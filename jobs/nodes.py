@@ -28,6 +28,7 @@ import json
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -89,7 +90,7 @@ class Report:
         return cls(document["rank"], document["exit_code"], outcomes, document["silent"])
 
 
-class Nodes:
+class Nodes(ABC):
     """This node's side of the agreement.
 
     Args:
@@ -112,13 +113,13 @@ class Nodes:
         """The part of the store that belongs to the process group of a round."""
         return PrefixStore(f"{number}/torch", self._store)
 
+    @abstractmethod
     def look(self, number: int, members: list[int]) -> None:
         """Called again and again while this node works on a round.
 
         Raises:
             RoundOverError: If it has to stop.
         """
-        raise NotImplementedError
 
     def _wait(self) -> None:
         self.while_waiting()

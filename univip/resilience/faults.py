@@ -83,7 +83,7 @@ class PlantedFaults:
     """
 
     def __init__(self, text: str = "", *, markers: Path | None = None, rank: int = 0) -> None:
-        faults = [_parse(item.strip()) for item in text.split(",") if item.strip()]
+        faults = _parse_all(text)
         self._faults = [fault for fault in faults if fault.rank in (rank, None) and fault.act != OF_A_NODE]
         self._markers = markers
         self._rank = rank
@@ -162,13 +162,17 @@ class PlantedFaults:
 
 def breaks_preflight(node: int, attempt: int) -> bool:
     """Whether a node is to compute a wrong number in the pre-flight of an attempt."""
-    faults = [_parse(item.strip()) for item in os.environ.get(VARIABLE, "").split(",") if item.strip()]
-    return any((fault.act, fault.rank, fault.data_step) == (OF_A_NODE, node, attempt) for fault in faults)
+    found = _parse_all(os.environ.get(VARIABLE, ""))
+    return any((fault.act, fault.rank, fault.data_step) == (OF_A_NODE, node, attempt) for fault in found)
 
 
 def marker_of(folder: Path, text: str, rank: int) -> Path:
     """The file that is made as a fault happens on a rank; when it was made tells when that was."""
     return folder / f"{text.replace(':', '-')}-rank{rank}"
+
+
+def _parse_all(text: str) -> list[Fault]:
+    return [_parse(item.strip()) for item in text.split(",") if item.strip()]
 
 
 def _parse(item: str) -> Fault:
