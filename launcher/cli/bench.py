@@ -33,8 +33,8 @@ def command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     selective search, against OpenCV's; filter: both filtered lists of boxes, against one box at a time in
     Python; checkpoint: time that saves block the training loop, against torch.save in the loop; guard: what
     watches over a step, against the step; restart: the death of a worker to the next step, against the
-    torchrun command; or exporter: the first scrape of 1,000 runs, against reading every line of one. All but
-    restart (two ranks) run on one core.
+    torchrun command; or exporter: the first scrape of 1,000 runs, against reading every line of one. Step,
+    proposals, filter and guard are held on one core.
 
     Photographs are those that come with scikit-image; for proposals also your own: `data=coco data.root=...
     data.split=... proposals.mode=...`. Checkpoints (2 GB) and journals (3 GB) are written below TMPDIR.
