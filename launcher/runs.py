@@ -308,9 +308,8 @@ def _ended_in_slurm(
     if last and last.exit_code not in (None, ExitCode.REQUEUE, ExitCode.DONE):
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
     if job and job.state == "FAILED":
-        return RunState(
-            State.failed, stage.kind, str(Cause.UNKNOWN), number, f"SLURM says that job {job_id} failed"
-        )
+        why = Cause.KILLED if last and last.ended is None else Cause.UNKNOWN
+        return RunState(State.failed, stage.kind, str(why), number, f"SLURM says that job {job_id} failed")
     cause = last.cause if last and last.cause != Cause.STOPPED else ""
     return RunState(State.stopped, stage.kind, cause, number, last.message if last else "")
 
