@@ -243,7 +243,7 @@ KINDS = (
     Kind("dropped", "Records of this file were lost.", {
         "records": "How many since the last such record.",
     }),
-    Kind(TOTALS, "What this file and the earlier ones of its source amount to; written every 16 KiB.", {
+    Kind(TOTALS, "What this file and the earlier ones of its source amount to; written every 8 KiB.", {
         "newest{}": "By metric: labels, source, time and value of each cell.",
         "counts{}": "By metric: labels, source and count of each cell.",
     }),

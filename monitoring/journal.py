@@ -13,7 +13,7 @@ A record is `{v, kind, seq, time, attempt, round, rank, step, data_step}` and th
 seconds. Non-finite numbers are the strings "NaN", "Infinity" and "-Infinity", because JSON has no others. A
 line holds at most `MAX_LINE_BYTES`, so the end of a file always tells the last thing that happened.
 
-Every 16 KiB a `totals` record says what the file amounts to so far, and the first line of a file what the
+Every 8 KiB a `totals` record says what the file amounts to so far, and the first line of a file what the
 earlier files of the same source did. So the end of the newest file of each source is enough to know every
 counter of the run. Readers of records are spared it.
 """
@@ -40,7 +40,7 @@ from monitoring.series import RunSeries
 
 MAX_WAITING = 4096  # records that wait for the disk before new ones are dropped
 TAIL_BYTES = 65_536  # at least one whole line
-TOTALS_BYTES = 16_384  # of lines between two `totals` records
+TOTALS_BYTES = 8192  # of lines between two `totals` records
 
 _logger = logging.getLogger(__name__)
 

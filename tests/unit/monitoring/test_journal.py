@@ -371,7 +371,7 @@ def test_a_line_without_an_end_is_passed_over_block_by_block(tmp_path: Path) -> 
     assert file.bytes_read < 2 * path.stat().st_size
 
 
-def test_every_16_kib_a_line_says_what_the_file_amounts_to(tmp_path: Path) -> None:
+def test_every_8_kib_a_line_says_what_the_file_amounts_to(tmp_path: Path) -> None:
     with Journal(tmp_path) as writer:
         for number in range(2000):
             writer.record("skip", where="loss", reason="nonfinite", what="x" * 100, number=number)
