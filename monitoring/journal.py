@@ -244,6 +244,24 @@ def tail_records(path: Path) -> list[Record]:
     return [record for line in whole if (record := decode(line)) is not None and record["kind"] != TOTALS]
 
 
+def newest_record(run_dir: Path, source: str, kind: str) -> Record | None:
+    """The last record of a kind of a source, None if there is none; files are read from their ends."""
+    try:
+        paths = files_by_source(run_dir).get(source, [])
+    except OSError as error:
+        _logger.warning("no earlier records: %s", error)
+        return None
+    for path in reversed(paths):
+        try:
+            for records in (tail_records(path), JournalFile(path).records()):
+                found = [record for record in records if record["kind"] == kind]
+                if found:
+                    return found[-1]
+        except OSError as error:
+            _logger.warning("passing over %s: %s", path, error)
+    return None
+
+
 def _open_for_appending(path: Path) -> int:
     """Open a journal file so that the next byte begins a line."""
     path.parent.mkdir(exist_ok=True)  # who may read it is decided by the mode of the run directory
