@@ -19,10 +19,12 @@ import click
     help="Ask for the token in this file; written if absent. Needed where other machines may read.",
 )
 def command(port: int, host: str, token_file: Path | None) -> None:
-    """Serve /metrics for Prometheus, until Ctrl-C."""
-    from launcher.job_rows import JobRows
+    """Serve /metrics for Prometheus, until Ctrl-C; the page of `univip dash` and its JSON as well.
+
+    Other users of this machine can read what it serves at 127.0.0.1; on a shared one give a --token-file.
+    """
+    from launcher.dash import routes_of
     from launcher.runs import runs_root
-    from monitoring.exporter import Exporter, routes
     from monitoring.server import Server, is_loopback
     from univip.errors import ConfigError, UnivipError
 
@@ -35,7 +37,7 @@ def command(port: int, host: str, token_file: Path | None) -> None:
     token = read_token(token_file) if token_file else ""
     runs = runs_root()
     try:
-        server = Server(host, port, routes(Exporter(runs, JobRows(runs))), token)
+        server = Server(host, port, routes_of(runs), token)
     except OSError as error:
         raise UnivipError(
             f"the address must be free to serve at, but is not: {error.strerror or error}.",
