@@ -392,7 +392,7 @@ METRICS = (
     Metric("univip_fault_rolled_back_steps_total", "steps", ("rollback",), "sum", "steps_discarded",
            "Data steps discarded by rollbacks."),
     Metric("univip_fault_stalls_total", "stalls", ("stall",), "count", "",
-           "Times a rank held the others up for far longer than usual.", {"phase": PHASES}),
+           "Times a rank held the others up for far longer than usual.", {"phase": PHASES}, every_rank=True),
     Metric("univip_fault_restarts_total", "restarts", ("restart",), "count", "",
            "New rounds and attempts after one that ended too early.", {"cause": RESTART_CAUSES}),
     Metric("univip_fault_failed_preflights_total", "nodes", ("preflight",), "count", "",

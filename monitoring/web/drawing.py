@@ -23,6 +23,10 @@ _SIGNS = {
     "skip": ("▼", "#97457b"),
     "checkpoint_failed": ("▣", "#b84300"),
     "corruption": ("◆", "#b84300"),
+    "preflight": ("✖", "#b84300"),
+    "collapse": ("✦", "#b84300"),
+    "stall": ("⧗", "#8f6200"),
+    "straggler": ("»", "#5b6470"),
     "gpu_error": ("↯", "#b84300"),
 }
 # As `univip/data/sheet.py` draws them: words, colour, dashes.
