@@ -137,7 +137,7 @@ def _addresses(runs: Path, host: str, port: int, token: str) -> list[str]:
     from_here = "127.0.0.1" if is_everywhere or host == "localhost" else host
     return [
         f"page       http://{f'[{shown}]' if ':' in shown else shown}:{port}{query}",
-        f"runs       {runs}",
+        f"runs       {runs}{'' if runs.exists() else '  # no such folder yet'}",
         f"tunnel     ssh -N -L {port}:{from_here}:{port} {getpass.getuser()}@{socket.gethostname()}"
         f"  # at your own machine, then http://127.0.0.1:{port}{query}",
     ]

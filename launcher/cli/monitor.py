@@ -44,7 +44,8 @@ def command(port: int, host: str, token_file: Path | None) -> None:
             where=f"{host}:{port}",
             fix=f"univip monitor --port {port + 1 if port < 65535 else 9300}",
         ) from error
-    click.echo(f"metrics of {runs} at http://{host}:{server.server_port}/metrics", err=True)
+    absent = "" if runs.exists() else " (no such folder yet)"
+    click.echo(f"metrics of {runs}{absent} at http://{host}:{server.server_port}/metrics", err=True)
     with server:
         server.serve_forever()
 

@@ -437,6 +437,25 @@ def test_words_can_be_read_on_their_ground(browser: Any, url: str) -> None:
         assert poor == [], scheme
 
 
+def test_on_paper_the_page_is_light_and_whole(browser: Any, url: str) -> None:
+    browser.resize(794, 1123)  # A4
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.tell("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelectorAll('.chart canvas').length >= 8")
+
+    surface = "getComputedStyle(document.documentElement).getPropertyValue('--surface').trim()"
+    assert browser.run(f"return {surface}") == "#ffffff"
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    browser.wait("document.documentElement.scrollWidth <= 794")
+    for part in (".top", ".tools", ".h-output"):  # what can only be used, or scrolled
+        assert browser.run("return document.querySelector(arguments[0]).offsetParent", part) is None
+    widest = "Math.max(...[...document.querySelectorAll('.chart canvas, .timeline')].map("
+    widest += "each => each.getBoundingClientRect().right))"
+    assert browser.run(f"return {widest}") <= 794
+    assert browser.complaints() == []
+
+
 def test_a_server_that_is_gone_is_told_and_the_page_goes_on_once_it_is_back(
     browser: Any, url: str, live: Live
 ) -> None:

@@ -19,6 +19,7 @@ export const MARKS = {
   dropped: { path: "M-6 -1.5 H-3 V1.5 H-6 Z M-1.5 -1.5 H1.5 V1.5 H-1.5 Z M3 -1.5 H6 V1.5 H3 Z", tone: "calm", word: "lost journal records" },
 };
 
+// The worst first.
 export const ON_CURVES = ["rollback", "restart", "interruption", "skip", "checkpoint_failed", "corruption"];
 
 export const markOf = (kind) => MARKS[kind] ?? MARKS.dropped;
