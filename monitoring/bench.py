@@ -19,9 +19,9 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from monitoring.catalog import IMAGE_REASONS, KIND, PHASES, TERMS
 from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal, read
+from monitoring.kinds import IMAGE_REASONS, KIND, PHASES, TERMS
 from monitoring.lines import FOLDER, VERSION, encode
 from monitoring.series import RunSeries
 from monitoring.server import Server

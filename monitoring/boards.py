@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from monitoring.catalog import BAD_XIDS
+from monitoring.kinds import BAD_XIDS
 
 WIDTH = 24  # of a board, in Grafana's units
 _RED_ABOVE_0 = ((None, "green"), (1, "red"))

@@ -9,7 +9,7 @@ it was killed.
     journal/0004.00-shard00007.jsonl   attempt 4, `source="shard00007"`: no rank, its records have rank null
 
 A record is `{v, kind, seq, time, attempt, round, rank, step, data_step}` and the fields of its kind
-(`monitoring/catalog.py`). `seq` counts the records of one file, lost ones included; `time` is Unix time in
+(`monitoring/kinds.py`). `seq` counts the records of one file, lost ones included; `time` is Unix time in
 seconds. Non-finite numbers are the strings "NaN", "Infinity" and "-Infinity", because JSON has no others. A
 line holds at most `MAX_LINE_BYTES`, so the end of a file always tells the last thing that happened.
 
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from monitoring.catalog import TOTALS
+from monitoring.kinds import TOTALS
 from monitoring.lines import FOLDER as FOLDER
 from monitoring.lines import MAX_LINE_BYTES, VERSION, JournalFile, decode, encode, files, files_by_source
 from monitoring.lines import Record as Record
@@ -95,7 +95,7 @@ class Journal:
         """Queue one record; returns at once and never raises.
 
         Args:
-            kind: One of `monitoring.catalog.KINDS`.
+            kind: One of `monitoring.kinds.KINDS`.
             **fields: JSON values, NumPy values, or anything with a `repr`; encoded before this returns, so
                 the caller may change them. `step`, `data_step`, `attempt`, `round` and `rank` take their
                 place in the envelope.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitoring.catalog import TOTALS
+from monitoring.kinds import TOTALS
 
 VERSION = 1  # raised when a field changes its meaning; added fields do not count
 FOLDER = "journal"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.catalog import KIND, PHASES, TERMS
+from monitoring.kinds import KIND, PHASES, TERMS
 from monitoring.lines import FOLDER, JournalFile, Record, files
 from monitoring.web.buckets import Bools, Column, Floats, Rows
 

@@ -27,9 +27,10 @@ import yaml
 import monitoring
 from monitoring.board_json import to_json
 from monitoring.boards import BOARDS, Board
-from monitoring.catalog import METRICS, PHASES, TERMS
+from monitoring.catalog import METRICS
 from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal, read
+from monitoring.kinds import PHASES, TERMS
 from monitoring.server import Server
 
 FOLDER = Path(monitoring.__path__[0]) / "prometheus"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.catalog import KIND, METRICS, PHASES
+from monitoring.catalog import METRICS
 from monitoring.journal import Journal, read
+from monitoring.kinds import KIND, PHASES
 from monitoring.reader import RunReader
 from monitoring.series import RunSeries, merged
 

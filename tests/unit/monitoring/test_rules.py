@@ -13,7 +13,8 @@ import yaml
 
 import monitoring
 from launcher.cli.main import cli
-from monitoring.catalog import BAD_XIDS, METRICS, XIDS
+from monitoring.catalog import METRICS
+from monitoring.kinds import BAD_XIDS, XIDS
 
 FOLDER = Path(monitoring.__path__[0]) / "prometheus"
 METRIC = {metric.name: metric for metric in METRICS}

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring.catalog import KINDS, METRICS, TOTALS, Kind
+from monitoring.catalog import METRICS
+from monitoring.kinds import KINDS, TOTALS, Kind
 from monitoring.lines import Record, decode, encode
 from monitoring.series import MAX_CELLS, Labels, RunSeries, merged
 

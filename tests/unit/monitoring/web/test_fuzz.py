@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.dash import routes_of
-from monitoring.catalog import KINDS
 from monitoring.journal import Journal
+from monitoring.kinds import KINDS
 from monitoring.server import Request, Routes, Server, find
 
 RUN = "coco_univip-0a1b2c3d"
