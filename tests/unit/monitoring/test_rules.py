@@ -131,6 +131,20 @@ def test_the_errors_that_a_gpu_is_drained_for_are_those_of_the_catalogue() -> No
     assert "scontrol update nodename=HOST state=drain" in alert["annotations"]["fix"]
 
 
+@pytest.mark.parametrize(
+    ("severity", "receiver"),
+    [("critical", "person"), ("warning", "person"), ("info", "nobody"), ("none", "nobody")],
+)
+def test_a_person_hears_of_what_a_person_must_do(
+    program: Callable[[str], str], severity: str, receiver: str
+) -> None:
+    labels = [f"severity={severity}", "run=coco_univip-0a1b2c3d", "alertname=UnivipRunFailed"]
+    command = [program("amtool"), "config", "routes", "test", "--config.file=alertmanager.yml", *labels]
+    done = subprocess.run(command, cwd=FOLDER, text=True, capture_output=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
+
+
 def test_one_message_is_sent_for_a_run() -> None:
     route = load("alertmanager.yml")["route"]
 
