@@ -40,7 +40,7 @@ def exporter(
     """Seconds of the first scrape of all runs after a start of the exporter.
 
     Args:
-        folder: An empty one, for `num_live + 1` journals of 20 MB per 185,000 data steps.
+        folder: An empty one, for `num_live + 1` journals of 32 MB per 185,000 data steps.
         num_runs: Runs, the live ones included.
         num_live: Runs that grow between two scrapes; fewer than all.
         data_steps: Of each run.
