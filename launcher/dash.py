@@ -79,11 +79,11 @@ def open_server(verb: str, runs: Path, host: str, port: int, token: str) -> Serv
     try:
         return Server(host, port, routes_of(runs), token)
     except OSError as error:
-        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        is_taken = error.errno == errno.EADDRINUSE
         raise UnivipError(
-            f"it must be possible to serve at the address, but is not: {error.strerror or error}.",
+            f"the address must be free and of this machine, but is not: {error.strerror or error}.",
             where=f"{host}:{port}",
-            fix=f"univip {verb} --port {'0  # any that is free' if is_port else f'{port} --host 127.0.0.1'}",
+            fix=f"univip {verb} --port {port % 65535 + 1}" if is_taken else f"univip {verb}  # at 127.0.0.1",
         ) from error
 
 

@@ -120,7 +120,7 @@ def test_an_address_that_is_taken_is_told_before_it_is_left_behind(runs: Path) -
         code, lines = univip(runs, "--up", "--port", str(taken.getsockname()[1]))
 
     assert code == 1
-    assert "it must be possible to serve at the address" in lines[0]
+    assert "the address must be free" in lines[0]
     assert "Address already in use" in lines[0]
     assert not (runs / ".dash" / "dash.json").exists()
 

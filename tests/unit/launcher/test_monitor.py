@@ -24,6 +24,15 @@ def test_other_machines_need_a_token(capsys: pytest.CaptureFixture[str]) -> None
     assert "univip monitor --host 0.0.0.0 --token-file" in said
 
 
+def test_an_address_of_another_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--host", "192.0.2.1", "--token-file", str(tmp_path / "token")]  # of nobody: RFC 5737
+
+    assert run(["--runs", str(tmp_path), "monitor", *options]) == 1
+
+    said = capsys.readouterr().err.splitlines()
+    assert said[1:] == ["  where: 192.0.2.1:9300", "  fix:   univip monitor  # at 127.0.0.1"]
+
+
 def test_metrics_page_and_json_are_served_at_one_address(tmp_path: Path) -> None:
     (tmp_path / "a-1").mkdir()
     with Journal(tmp_path / "a-1") as journal:
