@@ -31,8 +31,8 @@ from jobs.config import Config
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.stopping import SIGNALS, OutOfTimeError, StopRequest
 from monitoring import gpu
-from monitoring.catalog import RESTART_CAUSES
 from monitoring.journal import Journal
+from monitoring.kinds import RESTART_CAUSES
 from univip.checkpoint import layout
 from univip.observe import Observer
 

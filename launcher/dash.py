@@ -9,6 +9,7 @@ RUNS/.dash/            0700
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import shutil
@@ -27,7 +28,7 @@ from launcher.errors import RefusedError
 from univip.errors import UnivipError
 
 if TYPE_CHECKING:
-    from monitoring.server import Routes
+    from monitoring.server import Routes, Server
 
 FOLDER = ".dash"
 _NAMES = ("dash", "prometheus")
@@ -50,22 +51,40 @@ def serve(runs: Path, host: str, port: int, token_file: Path | None, *, ready: C
         UnivipError: If the address is taken.
     """
     from launcher.cli.monitor import read_token
-    from monitoring.server import Server, is_loopback
+    from monitoring.server import is_loopback
 
     if token_file is None and not is_loopback(host):
         token_file = _folder(runs) / "token"
     token = read_token(token_file) if token_file else ""
-    try:
-        server = Server(host, port, routes_of(runs), token)
-    except OSError as error:
-        raise UnivipError(
-            f"the address must be free to serve at, but is not: {error.strerror or error}.",
-            where=f"{host}:{port}",
-            fix=f"univip dash --port {port + 1 if port < 65535 else 9301}",
-        ) from error
-    with server:
+    with open_server("dash", runs, host, port, token) as server:
         ready(*_addresses(runs, host, server.server_port, token))
         server.serve_forever()
+
+
+def open_server(verb: str, runs: Path, host: str, port: int, token: str) -> Server:
+    """The server of metrics and page, at its address.
+
+    Args:
+        verb: Of the command that serves.
+        runs: Folder of the runs.
+        host: Address to listen at.
+        port: 0 takes a free one.
+        token: Asked of every request, unless empty.
+
+    Raises:
+        UnivipError: If the address cannot be taken.
+    """
+    from monitoring.server import Server
+
+    try:
+        return Server(host, port, routes_of(runs), token)
+    except OSError as error:
+        is_taken = error.errno == errno.EADDRINUSE
+        raise UnivipError(
+            f"the address must be free and of this machine, but is not: {error.strerror or error}.",
+            where=f"{host}:{port}",
+            fix=f"univip {verb} --port {port % 65535 + 1}" if is_taken else f"univip {verb}  # at 127.0.0.1",
+        ) from error
 
 
 def routes_of(runs: Path) -> Routes:
@@ -137,7 +156,7 @@ def _addresses(runs: Path, host: str, port: int, token: str) -> list[str]:
     from_here = "127.0.0.1" if is_everywhere or host == "localhost" else host
     return [
         f"page       http://{f'[{shown}]' if ':' in shown else shown}:{port}{query}",
-        f"runs       {runs}",
+        f"runs       {runs}{'' if runs.exists() else '  # no such folder yet'}",
         f"tunnel     ssh -N -L {port}:{from_here}:{port} {getpass.getuser()}@{socket.gethostname()}"
         f"  # at your own machine, then http://127.0.0.1:{port}{query}",
     ]

@@ -19,9 +19,9 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from monitoring.catalog import IMAGE_REASONS, KIND, PHASES, TERMS
 from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal, read
+from monitoring.kinds import IMAGE_REASONS, KIND, PHASES, TERMS
 from monitoring.lines import FOLDER, VERSION, encode
 from monitoring.series import RunSeries
 from monitoring.server import Server
@@ -40,7 +40,7 @@ def exporter(
     """Seconds of the first scrape of all runs after a start of the exporter.
 
     Args:
-        folder: An empty one, for `num_live + 1` journals of 20 MB per 185,000 data steps.
+        folder: An empty one, for `num_live + 1` journals of 32 MB per 185,000 data steps.
         num_runs: Runs, the live ones included.
         num_live: Runs that grow between two scrapes; fewer than all.
         data_steps: Of each run.

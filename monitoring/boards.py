@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from monitoring.kinds import BAD_XIDS
+
 WIDTH = 24  # of a board, in Grafana's units
 _RED_ABOVE_0 = ((None, "green"), (1, "red"))
 
@@ -257,6 +259,11 @@ BOARDS = (
             (f"sum by (run, node) (univip_gpu_slowed{RUNS})", "{{run}}: node {{node}}, held back"),
             (f"sum by (run, node) (univip_gpu_memory_errors{RUNS})", "{{run}}: node {{node}}, errors")),
               "GPUs whose clock is held back by heat or want of power; uncorrected memory errors."),
+        Panel("GPUs: errors that the driver reported", "timeseries", "short", (
+            (f"sum by (run, node, gpu, xid) (univip_gpu_xid_errors_total{RUNS})",
+             "{{run}}: node {{node}}, GPU {{gpu}}, Xid {{xid}}"),),
+              f"Over the run, by NVIDIA's number (Xid). With {', '.join(map(str, BAD_XIDS))} the GPU itself "
+              "is at fault: drain its node. `univip show RUN journal` names the host."),
         Panel("Journal: records lost, lines damaged", "timeseries", "short", (
             (f"univip_monitoring_dropped_records_total{RUNS}", "{{run}}: lost"),
             (f"univip_monitoring_damaged_lines_total{RUNS}", "{{run}}: damaged")),

@@ -142,7 +142,7 @@ class Exporter:
 
 
 def routes(exporter: Exporter) -> dict[str, Handler]:
-    """What is served: `/metrics` in the format the client asks for, `/healthz`, and `/`."""
+    """What is served: `/metrics` in the format the client asks for, and `/healthz`."""
 
     def metrics(request: Request) -> Response:
         openmetrics = "application/openmetrics-text" in request.accept
@@ -151,7 +151,6 @@ def routes(exporter: Exporter) -> dict[str, Handler]:
     return {
         "/metrics": metrics,
         "/healthz": lambda request: Response(b"ok\n"),
-        "/": lambda request: Response(b"univip monitor: see /metrics\n"),
     }
 
 

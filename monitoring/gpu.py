@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from monitoring.catalog import XIDS
 from monitoring.journal import Journal
+from monitoring.kinds import XIDS
 
 EVERY_S = 30.0
 _ERRORS_EVERY_S = 1.0

@@ -9,11 +9,11 @@ it was killed.
     journal/0004.00-shard00007.jsonl   attempt 4, `source="shard00007"`: no rank, its records have rank null
 
 A record is `{v, kind, seq, time, attempt, round, rank, step, data_step}` and the fields of its kind
-(`monitoring/catalog.py`). `seq` counts the records of one file, lost ones included; `time` is Unix time in
+(`monitoring/kinds.py`). `seq` counts the records of one file, lost ones included; `time` is Unix time in
 seconds. Non-finite numbers are the strings "NaN", "Infinity" and "-Infinity", because JSON has no others. A
 line holds at most `MAX_LINE_BYTES`, so the end of a file always tells the last thing that happened.
 
-Every 16 KiB a `totals` record says what the file amounts to so far, and the first line of a file what the
+Every 8 KiB a `totals` record says what the file amounts to so far, and the first line of a file what the
 earlier files of the same source did. So the end of the newest file of each source is enough to know every
 counter of the run. Readers of records are spared it.
 """
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from monitoring.catalog import TOTALS
+from monitoring.kinds import TOTALS
 from monitoring.lines import FOLDER as FOLDER
 from monitoring.lines import MAX_LINE_BYTES, VERSION, JournalFile, decode, encode, files, files_by_source
 from monitoring.lines import Record as Record
@@ -40,7 +40,7 @@ from monitoring.series import RunSeries
 
 MAX_WAITING = 4096  # records that wait for the disk before new ones are dropped
 TAIL_BYTES = 65_536  # at least one whole line
-TOTALS_BYTES = 16_384  # of lines between two `totals` records
+TOTALS_BYTES = 8192  # of lines between two `totals` records
 
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Journal:
         """Queue one record; returns at once and never raises.
 
         Args:
-            kind: One of `monitoring.catalog.KINDS`.
+            kind: One of `monitoring.kinds.KINDS`.
             **fields: JSON values, NumPy values, or anything with a `repr`; encoded before this returns, so
                 the caller may change them. `step`, `data_step`, `attempt`, `round` and `rank` take their
                 place in the envelope.
@@ -242,6 +242,24 @@ def tail_records(path: Path) -> list[Record]:
     # The last piece is torn or empty; the first one is the end of a line unless the file begins with it.
     whole = lines[1 if start else 0 : -1]
     return [record for line in whole if (record := decode(line)) is not None and record["kind"] != TOTALS]
+
+
+def newest_record(run_dir: Path, source: str, kind: str) -> Record | None:
+    """The last record of a kind of a source, None if there is none; files are read from their ends."""
+    try:
+        paths = files_by_source(run_dir).get(source, [])
+    except OSError as error:
+        _logger.warning("no earlier records: %s", error)
+        return None
+    for path in reversed(paths):
+        try:
+            for records in (tail_records(path), JournalFile(path).records()):
+                found = [record for record in records if record["kind"] == kind]
+                if found:
+                    return found[-1]
+        except OSError as error:
+            _logger.warning("passing over %s: %s", path, error)
+    return None
 
 
 def _open_for_appending(path: Path) -> int:

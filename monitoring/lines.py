@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitoring.catalog import TOTALS
+from monitoring.kinds import TOTALS
 
 VERSION = 1  # raised when a field changes its meaning; added fields do not count
 FOLDER = "journal"
 MAX_LINE_BYTES = 32_768
 BLOCK_BYTES = 1 << 20
-BACK_BYTES = 8192  # read at a time while looking back for a `totals` record
-MAX_BACK_BYTES = 8 * BACK_BYTES  # a file in order has one within; else all of it is read
+BACK_BYTES = 4096  # read at a time while looking back for a `totals` record
+MAX_BACK_BYTES = 16 * BACK_BYTES  # a file in order has one within; else all of it is read
 
 Record = dict[str, Any]
 

@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from monitoring.catalog import METRICS, TOTALS, Metric
+from monitoring.catalog import METRICS, Metric
+from monitoring.kinds import TOTALS
 from monitoring.lines import Record
 
 Labels = tuple[str, ...]  # values, in the order of `Metric.labels`

@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import logging
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Server(ThreadingHTTPServer):
         """
         if not token and not is_loopback(host):
             raise ValueError(f"a server at {host} needs a token: other machines reach it")
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.routes = routes
         self.token = token
         super().__init__((host, port), _Connection)

@@ -19,12 +19,14 @@ import click
     help="Ask for the token in this file; written if absent. Needed where other machines may read.",
 )
 def command(port: int, host: str, token_file: Path | None) -> None:
-    """Serve /metrics for Prometheus, until Ctrl-C."""
-    from launcher.job_rows import JobRows
+    """Serve /metrics for Prometheus, until Ctrl-C; the page of `univip dash` and its JSON as well.
+
+    Other users of this machine can read what it serves at 127.0.0.1; on a shared one give a --token-file.
+    """
+    from launcher.dash import open_server
     from launcher.runs import runs_root
-    from monitoring.exporter import Exporter, routes
-    from monitoring.server import Server, is_loopback
-    from univip.errors import ConfigError, UnivipError
+    from monitoring.server import is_loopback
+    from univip.errors import ConfigError
 
     if token_file is None and not is_loopback(host):
         raise ConfigError(
@@ -34,16 +36,10 @@ def command(port: int, host: str, token_file: Path | None) -> None:
         )
     token = read_token(token_file) if token_file else ""
     runs = runs_root()
-    try:
-        server = Server(host, port, routes(Exporter(runs, JobRows(runs))), token)
-    except OSError as error:
-        raise UnivipError(
-            f"the address must be free to serve at, but is not: {error.strerror or error}.",
-            where=f"{host}:{port}",
-            fix=f"univip monitor --port {port + 1 if port < 65535 else 9300}",
-        ) from error
-    click.echo(f"metrics of {runs} at http://{host}:{server.server_port}/metrics", err=True)
-    with server:
+    with open_server("monitor", runs, host, port, token) as server:
+        absent = "" if runs.exists() else " (no such folder yet)"
+        name = f"[{host}]" if ":" in host else host
+        click.echo(f"metrics of {runs}{absent} at http://{name}:{server.server_port}/metrics", err=True)
         server.serve_forever()
 
 

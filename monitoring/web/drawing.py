@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from monitoring.web.history import History
 from monitoring.web.markup import count, figure, tag, text, when
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8200", "#555d66")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b2d00", "#555d66")
 _DASHES = ("none", "7 3", "2 2", "9 3 2 3", "12 4", "4 4", "1 3", "9 2 2 2")
 _WIDTH, _HEIGHT = 520, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 14, 20
 _MAX_TICKS = 300
 _TO_THE_LEFT = {"text_anchor": "end"}
 _GRID, _GOOD, _BAD = "#e9ecf0", "#00734f", "#b84300"
-_SIGNS = {
+_SIGN_WIDTH = 12
+_SIGNS = {  # the worst first
     "rollback": ("◀", "#b84300"),
     "restart": ("◉", "#8f6200"),
     "interruption": ("‖", "#8f6200"),
     "skip": ("▼", "#97457b"),
     "checkpoint_failed": ("▣", "#b84300"),
     "corruption": ("◆", "#b84300"),
+    "preflight": ("✖", "#b84300"),
+    "collapse": ("✦", "#b84300"),
+    "stall": ("⧗", "#8f6200"),
+    "straggler": ("»", "#5b6470"),
     "gpu_error": ("↯", "#b84300"),
 }
 # As `univip/data/sheet.py` draws them: words, colour, dashes.
@@ -121,7 +126,7 @@ def chart(
     if not known:
         return ""
     frame = _Frame(xs, known, is_log=is_log)
-    parts = [frame.axes(), *(_fault(frame, fault) for fault in faults if fault["kind"] in _SIGNS)]
+    parts = [frame.axes(), *_faults(frame, faults)]
     legend = []
     for index, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[index % len(COLOURS)]
@@ -207,15 +212,21 @@ def _curve(frame: _Frame, xs: Sequence[float], curve: dict[str, Any], colour: st
     return band + line + "".join(bad)
 
 
-def _fault(frame: _Frame, fault: dict[str, Any]) -> str:
-    at = fault["data_step"]
-    if at is None or not frame.first <= at <= frame.first + frame.span:
-        return ""
-    shape, colour = _SIGNS[fault["kind"]]
-    line = f"M{frame.x(at):.1f} {_TOP}V{_HEIGHT - _BOTTOM}"
-    return tag("path", d=line, stroke=colour, stroke_dasharray="3 3", opacity=0.6) + tag(
-        "text", shape, x=frame.x(at), y=_TOP - 3, text_anchor="middle", style=f"fill:{colour}"
-    )
+def _faults(frame: _Frame, faults: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A sign and a line for each; in a crowd the worst are seen, the table has all."""
+    kinds = list(_SIGNS)
+    shown = [each for each in faults if each["kind"] in kinds and each["data_step"] is not None]
+    taken: list[float] = []
+    for fault in sorted(shown, key=lambda each: kinds.index(each["kind"])):
+        at, (shape, colour) = fault["data_step"], _SIGNS[fault["kind"]]
+        x = frame.x(at)
+        is_inside = frame.first <= at <= frame.first + frame.span
+        if not is_inside or any(abs(x - other) < _SIGN_WIDTH for other in taken):
+            continue
+        taken.append(x)
+        line = f"M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"
+        yield tag("path", d=line, stroke=colour, stroke_dasharray="3 3", opacity=0.6)
+        yield tag("text", shape, x=x, y=_TOP - 3, text_anchor="middle", style=f"fill:{colour}")
 
 
 def _is_usable(value: float | None, is_log: bool) -> bool:

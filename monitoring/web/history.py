@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from monitoring.catalog import KIND, PHASES, TERMS
+from monitoring.kinds import KIND, PHASES, TERMS
 from monitoring.lines import FOLDER, JournalFile, Record, files
 from monitoring.web.buckets import Bools, Column, Floats, Rows
 
@@ -38,10 +38,10 @@ _ROUNDS = 1_000  # more rounds than any attempt has
 
 # Kinds that are told one by one. Other ranks repeat what rank 0 says.
 EVENTS = (
-    *("skip", "rollback", "restart", "restore", "corruption", "gpu_error", "image_failed", "dropped"),
-    "round",
+    *("skip", "rollback", "restart", "restore", "corruption", "preflight", "stall", "straggler", "collapse"),
+    *("gpu_error", "image_failed", "dropped", "round"),
 )
-_OF_EVERY_RANK = ("image_failed", "dropped")
+_OF_EVERY_RANK = ("stall", "image_failed", "dropped")
 
 
 class History:

@@ -16,6 +16,7 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.requests import Request, stages_of
 from launcher.dash import routes_of
 from monitoring.journal import Journal
+from monitoring.lines import VERSION, encode
 from monitoring.server import Server
 from monitoring.web.facts import PICTURE
 from univip.config import DataConfig
@@ -26,6 +27,7 @@ LIVE = "coco_univip-11111111"
 HOSTILE = "<img src=x onerror=alert(1)>-22222222"
 SCRIPT = "<script>alert(2)</script><img src=x onerror=alert(3)>"
 PROPOSALS = "proposals-33333333"
+LONG = "coco_univip-44444444"
 ENTER, BACKSPACE, LEFT, RIGHT = "\ue007", "\ue003", "\ue012", "\ue014"
 
 # Pairs of words and ground whose contrast is too small.
@@ -321,6 +323,29 @@ def test_a_rollback_and_a_nan_appear_while_the_page_is_open(browser: Any, url: s
     assert browser.complaints() == []
 
 
+def test_a_run_of_185600_data_steps_is_drawn_whole_and_loses_no_extreme(
+    browser: Any, url: str, runs: Path
+) -> None:
+    long = Live(runs, LONG)
+    long.journal.close()
+    with long.journal.path.open("ab") as file:
+        for number in range(18_560):
+            loss = {7_777: 9.5, 12_345: math.nan}.get(number, 3.0)
+            fields = {"data_step": 10 * number, "loss": loss, "images": 80 * number, "target": 185_600}
+            place = {"seq": number, "time": 1.8e9 + number, "attempt": 1, "round": 0, "rank": 0}
+            file.write(encode({"v": VERSION, "kind": "step", **place, **fields}))
+
+    browser.open(f"{url}#/run/{LONG}")
+
+    browser.wait("document.querySelector('.chart canvas')")
+    words = browser.run("return document.querySelector('.plot').getAttribute('aria-label')")
+    assert words == "Loss. Loss: now 3, least 3, greatest 9.5, not finite in 1 places"
+    sent = browser.run(f"return fetch('/api/runs/{LONG}/series?points=400').then(answer => answer.json())")
+    assert (sent["records"], sent["series"]["loss"]["bad"][0][1]) == (18_560, "NaN")
+    assert 200 <= len(sent["xs"]) <= 400
+    assert browser.complaints() == []
+
+
 def test_dragging_shows_a_part_and_a_button_the_whole(browser: Any, url: str) -> None:
     browser.open(f"{url}#/run/{LIVE}")
     browser.wait("document.querySelector('.chart canvas')")
@@ -435,6 +460,25 @@ def test_words_can_be_read_on_their_ground(browser: Any, url: str) -> None:
         browser.wait("document.querySelector('.chart canvas')")
         poor = browser.run(CONTRASTS)
         assert poor == [], scheme
+
+
+def test_on_paper_the_page_is_light_and_whole(browser: Any, url: str) -> None:
+    browser.resize(794, 1123)  # A4
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.tell("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+    browser.open(f"{url}#/run/{LIVE}")
+    browser.wait("document.querySelectorAll('.chart canvas').length >= 8")
+
+    surface = "getComputedStyle(document.documentElement).getPropertyValue('--surface').trim()"
+    assert browser.run(f"return {surface}") == "#ffffff"
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    browser.wait("document.documentElement.scrollWidth <= 794")
+    for part in (".top", ".tools", ".h-output"):  # what can only be used, or scrolled
+        assert browser.run("return document.querySelector(arguments[0]).offsetParent", part) is None
+    widest = "Math.max(...[...document.querySelectorAll('.chart canvas, .timeline')].map("
+    widest += "each => each.getBoundingClientRect().right))"
+    assert browser.run(f"return {widest}") <= 794
+    assert browser.complaints() == []
 
 
 def test_a_server_that_is_gone_is_told_and_the_page_goes_on_once_it_is_back(

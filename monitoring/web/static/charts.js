@@ -158,22 +158,28 @@ export class Chart {
       for (const { key } of this.what.series) this.#abandoned(plot, data.abandoned, key);
       ctx.setLineDash([]);
     }
-    for (const fault of faults) {
-      if (!ON_CURVES.includes(fault.kind)) continue;
+    // In a crowd the worst are seen; the table has all.
+    const [ruled, marked] = [[], []];
+    const isFree = (taken, x, room) => !taken.some((other) => Math.abs(other - x) < room * ratio) && taken.push(x) > 0;
+    const shown = faults.filter((fault) => ON_CURVES.includes(fault.kind));
+    for (const fault of shown.sort((a, b) => ON_CURVES.indexOf(a.kind) - ON_CURVES.indexOf(b.kind))) {
       const at = axis === "step" ? fault.data_step : fault.time;
       if (at === null || at === undefined) continue;
       const x = Math.round(plot.valToPos(at, "x", true));
       const { path, tone } = markOf(fault.kind);
       ctx.strokeStyle = ctx.fillStyle = this.colours[tone];
       ctx.lineWidth = ratio;
-      ctx.globalAlpha = 0.55;
-      ctx.setLineDash([3 * ratio, 3 * ratio]);
-      ctx.beginPath();
-      ctx.moveTo(x, bbox.top);
-      ctx.lineTo(x, bbox.top + bbox.height);
-      ctx.stroke();
-      ctx.setLineDash([]);
-      ctx.globalAlpha = 1;
+      if (isFree(ruled, x, 24)) {
+        ctx.globalAlpha = 0.55;
+        ctx.setLineDash([3 * ratio, 3 * ratio]);
+        ctx.beginPath();
+        ctx.moveTo(x, bbox.top);
+        ctx.lineTo(x, bbox.top + bbox.height);
+        ctx.stroke();
+        ctx.setLineDash([]);
+        ctx.globalAlpha = 1;
+      }
+      if (!isFree(marked, x, 6)) continue;
       ctx.save();
       ctx.translate(x, bbox.top - 3 * ratio);
       ctx.scale(0.8 * ratio, 0.8 * ratio);

@@ -2,11 +2,10 @@
 
 import { Curves, ask, runPath } from "./api.js";
 import { Chart, redrawWithColours } from "./charts.js";
-import { duration, el, figure, integer, memo, pill, runHref, section, table } from "./dom.js";
+import { GAP, duration, el, figure, integer, memo, pill, runHref, section, table } from "./dom.js";
 
 const EVERY_MS = 10_000;
 const POINTS = 400;
-const GAP = "\u00a0";
 const LOGARITHMIC = ["gradient_norm", "statistics.sinkhorn_residual"];
 
 const view = { x: "step", key: "loss" };

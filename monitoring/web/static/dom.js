@@ -119,9 +119,12 @@ export function section(title, ...content) {
   return el("section", { class: `card ${id}`, "aria-labelledby": id }, el("h2", { id }, title), ...content);
 }
 
+/** Ends the head of a column of numbers. */
+export const GAP = "\u00a0";
+
 /** A table; `rows` holds cells, a number is set to the right. */
 export function table(heads, rows, caption, style = null) {
-  const numeric = heads.map((head) => head.endsWith("\u00a0"));
+  const numeric = heads.map((head) => head.endsWith(GAP));
   const cell = (value, index) =>
     el("td", { class: [numeric[index] ? "num" : "", (value ?? "–") === "–" ? "none" : ""].join(" ").trim() || null, "data-label": heads[index].trim() }, value ?? "–");
   return el(

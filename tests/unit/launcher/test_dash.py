@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -18,6 +22,7 @@ import pytest
 from jobs.config import Config, RunHeader, RunKind, store
 from launcher import dash
 from launcher.cli.main import run
+from monitoring.journal import Journal
 from univip.config import DataConfig
 
 
@@ -29,10 +34,10 @@ def runs(tmp_path: Path) -> Iterator[Path]:
     dash.down(folder)
 
 
-def univip(runs: Path, *arguments: str) -> tuple[int, list[str]]:
-    """Exit status of a command line, and what it says, on a machine without Prometheus."""
+def univip(runs: Path, *arguments: str, path: str = "/nowhere") -> tuple[int, list[str]]:
+    """Exit status of a command line, and what it says, on a machine with the programs of a path."""
     command = [sys.executable, "-m", "launcher.cli.main", "--runs", str(runs), "dash", *arguments]
-    environment = {**os.environ, "PATH": str(runs)}
+    environment = {**os.environ, "PATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr.splitlines()
 
@@ -77,6 +82,36 @@ def test_for_other_machines_a_token_is_made_that_only_its_owner_reads(runs: Path
     assert get(here, Authorization=f"Bearer {token}").startswith("{")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_prometheus_is_started_with_it_and_stopped_with_it(runs: Path, host: str) -> None:
+    """Where other machines reach the page, Prometheus has the token."""
+    if shutil.which("prometheus") is None:
+        (pytest.fail if os.environ.get("UNIVIP_EXPECT_PROMETHEUS") else pytest.skip)("prometheus is absent")
+    (runs / "a-1").mkdir(parents=True)
+    with Journal(runs / "a-1") as journal:
+        journal.record("step", data_step=7, loss=1.5)
+
+    code, lines = univip(runs, "--up", "--host", host, "--port", "0", path=os.environ["PATH"])
+
+    assert code == 0
+    url = next(line.split()[1] for line in lines if line.startswith("prometheus "))
+    query = f"{url}/api/v1/query?query=univip_train_data_step"
+    deadline = time.monotonic() + 60
+    found: list[Any] = []
+    while not found:
+        assert time.monotonic() < deadline, (runs / ".dash" / "prometheus.log").read_text()
+        time.sleep(0.5)
+        with suppress(URLError):
+            found = json.loads(get(query))["data"]["result"]
+    assert (found[0]["metric"]["run"], found[0]["value"][1]) == ("a-1", "7")
+    rules = json.loads(get(f"{url}/api/v1/rules"))["data"]["groups"]
+    assert {"univip-run", "univip-faults"} <= {group["name"] for group in rules}
+    assert dash.down(runs) == ["dash", "prometheus"]
+    with pytest.raises(URLError):
+        get(query)
+
+
 def test_an_address_that_is_taken_is_told_before_it_is_left_behind(runs: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -85,7 +120,8 @@ def test_an_address_that_is_taken_is_told_before_it_is_left_behind(runs: Path) -
         code, lines = univip(runs, "--up", "--port", str(taken.getsockname()[1]))
 
     assert code == 1
-    assert "must be free to serve at" in lines[0]
+    assert "the address must be free" in lines[0]
+    assert "Address already in use" in lines[0]
     assert not (runs / ".dash" / "dash.json").exists()
 
 

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from jobs.outcomes import Cause
-from monitoring import catalog
-from monitoring.catalog import KINDS, METRICS, Metric, markdown_table
+from monitoring import kinds
+from monitoring.catalog import METRICS, Metric, markdown_table
+from monitoring.kinds import KINDS
 from univip.data.decode import REASONS
 from univip.engine.phases import PHASES
 from univip.resilience.guard import Health
@@ -74,10 +75,10 @@ def test_labels_leave_prometheus_its_own_and_show_identifiers_only_in_info(metri
 
 
 def test_the_values_of_labels_are_those_the_engine_uses() -> None:
-    assert catalog.PHASES == PHASES
-    assert catalog.IMAGE_REASONS == REASONS
-    assert Health._fields == catalog.FAULT_PLACES
-    assert set(catalog.RESTART_CAUSES) <= {cause.value for cause in Cause}
+    assert kinds.PHASES == PHASES
+    assert kinds.IMAGE_REASONS == REASONS
+    assert Health._fields == kinds.FAULT_PLACES
+    assert set(kinds.RESTART_CAUSES) <= {cause.value for cause in Cause}
 
 
 def test_the_table_has_one_row_for_each_metric() -> None:

@@ -16,9 +16,10 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitoring.catalog import METRICS, PHASES, TERMS
+from monitoring.catalog import METRICS
 from monitoring.exporter import FORGET_AFTER_S, Exporter, routes
 from monitoring.journal import Journal
+from monitoring.kinds import PHASES, TERMS
 from monitoring.server import Server
 from monitoring.web.history import History
 

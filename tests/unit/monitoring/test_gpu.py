@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from monitoring.catalog import KIND
 from monitoring.gpu import recorded
 from monitoring.journal import Journal, Record, read
+from monitoring.kinds import KIND
 
 
 class NVMLError(Exception):

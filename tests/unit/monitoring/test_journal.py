@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring import journal
-from monitoring.journal import Journal, Record, read, tail_records
+from monitoring.journal import Journal, Record, newest_record, read, tail_records
 from monitoring.lines import JournalFile
 from univip.observe import Observer
 
@@ -371,7 +371,7 @@ def test_a_line_without_an_end_is_passed_over_block_by_block(tmp_path: Path) -> 
     assert file.bytes_read < 2 * path.stat().st_size
 
 
-def test_every_16_kib_a_line_says_what_the_file_amounts_to(tmp_path: Path) -> None:
+def test_every_8_kib_a_line_says_what_the_file_amounts_to(tmp_path: Path) -> None:
     with Journal(tmp_path) as writer:
         for number in range(2000):
             writer.record("skip", where="loss", reason="nonfinite", what="x" * 100, number=number)
@@ -416,6 +416,33 @@ def test_the_tail_holds_every_whole_record_of_the_last_64_kib(tmp_path: Path) ->
     tail = [record["n"] for record in tail_records(path)]
 
     assert tail == list(range(3000 - journal.TAIL_BYTES // each, 3000))
+
+
+def test_the_newest_record_of_a_kind_is_found_from_the_ends_of_the_files(tmp_path: Path) -> None:
+    for attempt, steps in ((1, 3), (2, 2), (3, 0)):
+        with Journal(tmp_path, attempt=attempt) as writer:
+            writer.record("round")
+            for step in range(steps):
+                writer.record("step", data_step=10 * attempt + step)
+    with Journal(tmp_path, attempt=4, rank=1) as other:
+        other.record("step", data_step=99)
+
+    def found() -> int:
+        record = newest_record(tmp_path, "rank0000", "step")
+        assert record is not None
+        return int(record["data_step"])
+
+    assert found() == 21
+    # Even where more than 64 KiB follow it, or where nothing can be read.
+    with Journal(tmp_path, attempt=2) as writer:
+        for number in range(1000):
+            writer.record("image_failed", image_id=number, path="a" * 100)
+    assert found() == 21
+    writer.path.unlink()
+    writer.path.mkdir()
+    assert found() == 12
+    assert newest_record(tmp_path, "rank0000", "rollback") is None
+    assert newest_record(tmp_path / "nowhere", "rank0000", "step") is None
 
 
 def test_an_empty_file_has_no_tail(tmp_path: Path) -> None:

@@ -1,16 +1,23 @@
-"""A real Prometheus scrapes the exporter while a run goes on: every rule, alert and panel has data."""
+"""A real Prometheus scrapes the exporter while a run goes on: every rule, alert and panel has data.
+
+Queries are asked of a real run, that of `univip demo`, from its first photograph to its evaluation. Alerts
+and deaths of the exporter are tried on journals written for it, with more faults in less time.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +26,49 @@ import yaml
 
 import monitoring
 from monitoring.board_json import to_json
-from monitoring.boards import BOARDS
-from monitoring.catalog import KIND, METRICS, PHASES, TERMS, XIDS
+from monitoring.boards import BOARDS, Board
+from monitoring.catalog import METRICS
 from monitoring.exporter import Exporter, routes
 from monitoring.journal import Journal, read
+from monitoring.kinds import PHASES, TERMS
 from monitoring.server import Server
 
 FOLDER = Path(monitoring.__path__[0]) / "prometheus"
 RUN = "coco_univip-0a1b2c3d"
-JOBS = [(RUN, "RUNNING", "None")]
 STEP_S = 0.1
 DEADLINE_S = 120.0
+DEMO_S = 500.0  # one minute or two on two cores at rest
+# Stands in for NVIDIA's module in the process of the agent: one GPU that answers every question with 1, and
+# reports one error.
+NVML = """
+from types import SimpleNamespace
+class NVMLError(Exception): pass
+class NVMLError_NotSupported(NVMLError): pass
+nvmlEventTypeXidCriticalError = 8
+def nvmlEventSetCreate(): return [31]
+def nvmlDeviceRegisterEvents(gpu, kinds, events): pass
+def nvmlEventSetWait_v2(events, timeout_ms):
+    if not events: raise NVMLError("Timeout")
+    return SimpleNamespace(eventData=events.pop())
+nvmlClocksEventReasonHwSlowdown = nvmlClocksEventReasonSwThermalSlowdown = 1
+nvmlClocksEventReasonHwThermalSlowdown = nvmlClocksEventReasonHwPowerBrakeSlowdown = 2
+NVML_TEMPERATURE_GPU = NVML_MEMORY_ERROR_TYPE_UNCORRECTED = NVML_VOLATILE_ECC = 0
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetUtilizationRates(gpu): return SimpleNamespace(gpu=100)
+def nvmlDeviceGetMemoryInfo(gpu): return SimpleNamespace(used=1, total=1)
+def one(*arguments): return 1
+def __getattr__(name):
+    if name.startswith("nvmlDeviceGet"): return one
+    raise AttributeError(name)
+"""
 
 pytestmark = pytest.mark.slow
 
 
 class Training:
-    """Writes the journals of a run until it is told to end: boxes, steps, and one fault of each kind."""
+    """Writes the journals of a training until it is told to end: steps, and one fault of each kind."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -55,24 +88,8 @@ class Training:
         self._thread.join()
 
     def _write(self) -> None:
-        with Journal(self.run_dir, attempt=1, source="shards") as shards:
-            shards.record("shard", shard=0, state="done")
-            shards.record(
-                "proposals", shard=0, images_done=640, images=640, boxes=9000, failed={"corrupt": 1}
-            )
         agent = Journal(self.run_dir, attempt=2, source="agent0")
         agent.record("attempt", host="node1", slurm_job_id="4711", stage="train")
-        readings = [name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}")]
-        agent.record("gpu", node=0, host="node1", **{name: {"0": 0.5} for name in readings})
-        agent.record("gpu_error", node=0, host="node1", gpu=0, xid=31, what=XIDS[31])
-        with Journal(self.run_dir, attempt=3, source="evaluate") as evaluation:
-            measured = {
-                "top1": 0.5,
-                "mean_average_precision": 0.4,
-                "feature_std": 0.9,
-                "effective_rank": 55.0,
-            }
-            evaluation.record("evaluate", protocol="knn", trained=measured, untrained=measured)
         for number in range(10**6):
             with Journal(self.run_dir, attempt=2, round=number) as rank:
                 self._round(rank, number)
@@ -145,11 +162,8 @@ class Prometheus:
         result: list[Any] = self.get("query", query=expression)["result"]
         return result
 
-    def query_range(self, expression: str) -> list[Any]:
-        now = time.time()
-        result: list[Any] = self.get("query_range", query=expression, start=now - 60, end=now, step=1)[
-            "result"
-        ]
+    def query_range(self, expression: str, start: float, end: float) -> list[Any]:
+        result: list[Any] = self.get("query_range", query=expression, start=start, end=end, step=1)["result"]
         return result
 
 
@@ -194,7 +208,7 @@ def watched(
 ) -> Iterator[tuple[Prometheus, Training]]:
     """A run that has been watched through faults and through deaths of the exporter."""
     root = tmp_path_factory.mktemp("watched")
-    server = Server("127.0.0.1", 0, routes(Exporter(root / "runs", lambda: JOBS)))
+    server = Server("127.0.0.1", 0, routes(Exporter(root / "runs")))
     server.start()
     with (
         Training(root / "runs" / RUN) as training,
@@ -207,7 +221,7 @@ def watched(
             time.sleep(2)
             server.shutdown()
             server.server_close()
-            server = Server("127.0.0.1", server.server_port, routes(Exporter(root / "runs", lambda: JOBS)))
+            server = Server("127.0.0.1", server.server_port, routes(Exporter(root / "runs")))
             server.start()
         wait_until("faults", lambda: training.faults >= 2)
         training.may_fail.clear()
@@ -218,34 +232,93 @@ def watched(
     server.server_close()
 
 
-def filled_in(expression: str) -> str:
-    """What Grafana would send."""
-    return expression.replace("$run", RUN).replace("$__rate_interval", "5s").replace("$__range", "10m")
+@dataclass(frozen=True)
+class Watched:
+    """A run from its first photograph to its evaluation, and the run of its boxes."""
+
+    prometheus: Prometheus
+    run_dir: Path
+    boxes: str
+    began: float
+    ended: float
+
+    def has_data(self, expression: str) -> bool:
+        """Whether there was something to show at any time."""
+        return bool(self.prometheus.query_range(expression, self.began, self.ended))
+
+    def filled_in(self, expression: str, of_run: str) -> str:
+        """What Grafana would send."""
+        name = self.run_dir.name
+        run = name if of_run == "one" else f"({name}|{self.boxes})"
+        return expression.replace("$run", run).replace("$__rate_interval", "5s").replace("$__range", "10m")
+
+
+@pytest.fixture(scope="module")
+def demo(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """`univip demo`, watched. SLURM and a GPU are made up: this machine need not have them."""
+    root = tmp_path_factory.mktemp("demo")
+    (root / "nvml").mkdir()
+    (root / "nvml" / "pynvml.py").write_text(NVML)
+    runs = root / "runs"
+    began = time.time()
+
+    def jobs() -> list[tuple[str, str, str]]:
+        return [(path.parent.name, "RUNNING", "None") for path in runs.glob("demo-*/journal")]
+
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root / "nvml"), os.environ.get("PYTHONPATH", "")])
+    with Server("127.0.0.1", 0, routes(Exporter(runs, jobs))) as server:
+        server.start()
+        with started([program("prometheus")], root / "prometheus", server.server_port) as prometheus:
+            wait_until("Prometheus is up", lambda: is_ready(prometheus))
+            done = subprocess.run(
+                [sys.executable, "-m", "launcher.cli.main", "--runs", str(runs), "demo"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=DEMO_S,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            time.sleep(5)
+            [boxes] = runs.glob("proposals-*")
+            run_dir = runs / done.stdout.split()[-1]
+            yield Watched(prometheus, run_dir, boxes.name, began, time.time())
+        server.shutdown()
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
-def test_every_panel_and_annotation_has_data(watched: tuple[Prometheus, Training], board: Any) -> None:
-    prometheus, _ = watched
+def test_every_panel_and_annotation_has_data(demo: Watched, board: Board) -> None:
     made = to_json(board)
-    empty = []
-    for panel in made["panels"]:
-        for target in panel["targets"]:
-            ask = prometheus.query if target["instant"] else prometheus.query_range
-            if not ask(filled_in(target["expr"])):
-                empty.append((panel["title"], target["expr"]))
-    for each in made["annotations"]["list"]:
-        if not prometheus.query_range(filled_in(each["target"]["expr"])):
-            empty.append((each["name"], each["target"]["expr"]))
+    queries = [(panel["title"], target["expr"]) for panel in made["panels"] for target in panel["targets"]]
+    queries += [(each["name"], each["target"]["expr"]) for each in made["annotations"]["list"]]
+
+    empty = [
+        (title, query) for title, query in queries if not demo.has_data(demo.filled_in(query, board.of_run))
+    ]
 
     assert empty == []
 
 
-def test_every_recording_rule_has_data(watched: tuple[Prometheus, Training]) -> None:
-    prometheus, _ = watched
+def test_every_recording_rule_and_every_metric_has_data(demo: Watched) -> None:
     rules = yaml.safe_load((FOLDER / "recording.yml").read_text(encoding="utf-8"))
-
     names = [rule["record"] for group in rules["groups"] for rule in group["rules"]]
-    assert [name for name in names if not prometheus.query(name)] == []
+
+    assert not demo.has_data("univip_train_nothing")
+    assert [name for name in names if not demo.has_data(name)] == []
+    assert [metric.name for metric in METRICS if not demo.has_data(metric.name)] == []
+
+
+def test_the_faults_of_a_real_run_are_those_of_its_journal(demo: Watched) -> None:
+    kinds = [record["kind"] for record in read(demo.run_dir)]
+
+    for kind, name in (
+        ("rollback", "univip_fault_rollbacks_total"),
+        ("restart", "univip_fault_restarts_total"),
+        ("gpu_error", "univip_gpu_xid_errors_total"),
+    ):
+        [sample] = demo.prometheus.query(f'sum({name}{{run="{demo.run_dir.name}"}})')
+        assert float(sample["value"][1]) == kinds.count(kind) == 1
 
 
 def test_every_alert_is_evaluated_without_an_error(watched: tuple[Prometheus, Training]) -> None:
@@ -281,7 +354,7 @@ def test_the_faults_of_the_run_are_told_with_the_counts_of_the_journal(
     }
     own = {"UnivipNonFinite", "UnivipRolledBack", "UnivipRestarted", "UnivipCheckpointFailing"}
     loops = {"UnivipRollbackLoop", "UnivipRestartLoop"}  # two faults in less than a minute may look like one
-    assert set(firing) - loops == {"UnivipWatchdog", "UnivipLearnedNothing", *own}
+    assert set(firing) - loops == {"UnivipWatchdog", *own}
     assert firing["UnivipRolledBack"]["annotations"]["summary"].startswith(f"Run {RUN} went back")
     assert firing["UnivipRolledBack"]["annotations"]["fix"] == f"univip show {RUN}"
 
@@ -290,5 +363,5 @@ def test_no_counter_went_back_while_exporters_died(watched: tuple[Prometheus, Tr
     prometheus, _ = watched
     counters = [metric.name for metric in METRICS if metric.type == "counter"]
 
-    assert [name for name in counters if not prometheus.query(name)] == []
+    assert sum(bool(prometheus.query(name)) for name in counters) > len(counters) / 2
     assert [name for name in counters if prometheus.query(f"resets({name}[10m]) > 0")] == []

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.catalog import METRICS, PHASES
+from monitoring.catalog import METRICS
 from monitoring.journal import Journal, read
+from monitoring.kinds import KIND, PHASES
 from monitoring.reader import RunReader
 from monitoring.series import RunSeries, merged
 
 FIRST_READ_BYTES = 65_536  # promised for a run
+METRIC = {metric.name: metric for metric in METRICS}
 Shown = dict[str, str]
 
 
@@ -124,6 +126,30 @@ def test_afterwards_only_what_was_appended_is_read(run_dir: Path) -> None:
     assert reader.bytes_read - before < 8192
     assert size > 2 * FIRST_READ_BYTES
     assert shown(reader.series) == shown(of_every_line(run_dir))
+
+
+def test_a_run_of_four_nodes_of_eight_gpus_is_known_from_64_kb(tmp_path: Path) -> None:
+    names = [name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}")]
+    bytes_read = []
+    for length in range(60, 68, 2):  # where the file ends, between two `totals` records, is chance
+        run_dir = tmp_path / str(length)
+        run_dir.mkdir()
+        write_round(run_dir, 1, steps=10 * length)
+        for rank in range(1, 32):
+            with Journal(run_dir, rank=rank) as other:
+                other.record("round", world_size=32, host="node1")
+                other.record("restore", checkpoint="step-000001000", seconds=2.0, passed_over={})
+        for node in range(4):
+            with Journal(run_dir, source=f"agent{node}") as agent:
+                for number in range(length + node):
+                    readings = {str(gpu): 12345678.9 + number for gpu in range(8)}
+                    agent.record("gpu", node=node, host=f"node{node}", **dict.fromkeys(names, readings))
+        reader = read_anew(run_dir)
+        hottest = reader.series.samples(METRIC["univip_gpu_temperature_celsius"])
+        assert dict(hottest)["3", "7"] == 12345678.9 + length + 2
+        bytes_read.append(reader.bytes_read)
+
+    assert sum(bytes_read) / len(bytes_read) <= FIRST_READ_BYTES
 
 
 def test_counters_never_go_back_over_twenty_kills_of_run_and_reader(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import yaml
 
 import monitoring
 from launcher.cli.main import cli
-from monitoring.catalog import BAD_XIDS, METRICS, XIDS
+from monitoring.catalog import METRICS
+from monitoring.kinds import BAD_XIDS, XIDS
 
 FOLDER = Path(monitoring.__path__[0]) / "prometheus"
 METRIC = {metric.name: metric for metric in METRICS}
@@ -128,6 +129,20 @@ def test_the_errors_that_a_gpu_is_drained_for_are_those_of_the_catalogue() -> No
     assert labels["xid"].split("|") == list(map(str, BAD_XIDS))
     assert set(BAD_XIDS) < set(XIDS)
     assert "scontrol update nodename=HOST state=drain" in alert["annotations"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("severity", "receiver"),
+    [("critical", "person"), ("warning", "person"), ("info", "nobody"), ("none", "nobody")],
+)
+def test_a_person_hears_of_what_a_person_must_do(
+    program: Callable[[str], str], severity: str, receiver: str
+) -> None:
+    labels = [f"severity={severity}", "run=coco_univip-0a1b2c3d", "alertname=UnivipRunFailed"]
+    command = [program("amtool"), "config", "routes", "test", "--config.file=alertmanager.yml", *labels]
+    done = subprocess.run(command, cwd=FOLDER, text=True, capture_output=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
 
 
 def test_one_message_is_sent_for_a_run() -> None:

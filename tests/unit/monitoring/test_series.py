@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring.catalog import KINDS, METRICS, TOTALS, Kind
+from monitoring.catalog import METRICS
+from monitoring.kinds import KINDS, TOTALS, Kind
 from monitoring.lines import Record, decode, encode
 from monitoring.series import MAX_CELLS, Labels, RunSeries, merged
 
@@ -110,6 +111,12 @@ def test_bad_photographs_of_every_rank_count() -> None:
     series = of(*(record("image_failed", rank=rank, reason="corrupt") for rank in (0, 1, None)))
 
     assert values(series, "univip_data_decode_errors_total")["corrupt",] == 3.0
+
+
+def test_a_stall_is_told_by_the_rank_that_stalls() -> None:
+    series = of(record("stall", rank=3, phase="data", seconds=9.0), record("stall", rank=0, phase="data"))
+
+    assert values(series, "univip_fault_stalls_total")["data",] == 2.0
 
 
 def test_only_a_durable_checkpoint_has_an_age() -> None:

@@ -183,6 +183,18 @@ def test_other_machines_are_not_served_without_a_token() -> None:
         Server("0.0.0.0", 0, ROUTES)
 
 
+def test_an_address_of_the_newer_kind_is_served_too() -> None:
+    try:
+        serving = Server("::1", 0, ROUTES)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving:
+        serving.start()
+        with urllib.request.urlopen(f"http://[::1]:{serving.server_port}/healthz", timeout=5) as response:
+            assert response.read() == b"ok\n"
+        serving.shutdown()
+
+
 def test_a_port_in_use_is_an_error(server: Server) -> None:
     with pytest.raises(OSError, match="in use"):
         Server("127.0.0.1", server.server_port, ROUTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitoring.journal import Journal
 from monitoring.web import facts
 from monitoring.web.history import History
 
@@ -33,6 +35,31 @@ def test_every_fault_is_told_with_its_cost(eventful: Any) -> None:
     assert (found["restart"]["steps_lost"], found["restart"]["seconds_lost"]) == (100, 131)
     # Nothing was lost but the time between the two attempts.
     assert (found["interruption"]["steps_lost"], found["interruption"]["seconds_lost"]) == (0, 1020)
+
+
+def test_what_cost_nothing_is_told_too_whichever_rank_says_it(eventful: Any) -> None:
+    with Journal(eventful.run_dir, attempt=3, source="agent0") as agent:
+        agent.record("preflight", host="node7", what="cuda:3 computes wrongly")
+    with Journal(eventful.run_dir, attempt=3, rank=3) as rank:
+        rank.record("stall", data_step=7, phase="data", seconds=9.0)
+    with Journal(eventful.run_dir, attempt=3, rank=0) as rank:
+        rank.record("straggler", data_step=9, slowest=2, ratio=1.6)
+        rank.record("collapse", data_step=11, embedding_std=0.01)
+
+    told = {each["kind"]: each["text"] for each in faults_of(eventful.run_dir)}
+
+    assert told["preflight"] == "node node7 failed its pre-flight and is left out: cuda:3 computes wrongly"
+    assert told["stall"] == "rank 3 takes far longer than usual in data"
+    assert told["straggler"] == "rank 2 is slower than the others, step after step"
+    assert told["collapse"] == "the embeddings are near one point"
+
+
+def test_each_kind_of_fault_has_a_mark_of_its_own_on_the_page() -> None:
+    script = (Path(facts.__file__).parent / "static" / "marks.js").read_text(encoding="utf-8")
+    paths = dict(re.findall(r'^  (\w+): \{ path: "([^"]+)"', script, flags=re.MULTILINE))
+
+    assert set(paths) == set(facts.FAULTS)
+    assert len(set(paths.values())) == len(paths)
 
 
 def test_the_time_spent_adds_up_to_the_time_that_passed(eventful: Any) -> None:

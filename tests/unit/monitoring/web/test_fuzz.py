@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.dash import routes_of
-from monitoring.catalog import KINDS
 from monitoring.journal import Journal
+from monitoring.kinds import KINDS
 from monitoring.server import Request, Routes, Server, find
 
 RUN = "coco_univip-0a1b2c3d"
@@ -57,7 +57,8 @@ def raw(server: Server, target: bytes) -> tuple[int, bytes]:
 
 
 PIECES = [
-    *(b"api", b"runs", b"static", RUN.encode(), b"series", b"log", b"config", b"report", b"metrics"),
+    *(b"api", b"runs", b"static", RUN.encode(), b"series", b"log", b"config", b"report"),
+    *(b"samples", b"metrics", b"healthz"),
     *(b"..", b".", b"", b"%2e%2e", b"%2E%2e%2f", b"..%2f..%2f", b"%00", b"%ff", b"%", b"%zz", b"\\..", b"~"),
     *(b"secret.txt", b"%c0%ae%c0%ae", b"//", b"a" * 500, b"\xc3\xa9", b"app.js", b"journal", b"etc/passwd"),
 ]

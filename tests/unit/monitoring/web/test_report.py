@@ -67,6 +67,23 @@ def test_curves_are_drawn_and_the_nan_is_on_one(new_run: Callable[[str], Any]) -
     assert longest.count("M") + longest.count("L") == 19
 
 
+def test_in_a_crowd_of_faults_the_curve_is_seen_and_so_is_the_worst(new_run: Callable[[str], Any]) -> None:
+    run = new_run("a-1")
+    with Journal(run.run_dir) as journal:
+        run.steps(journal, 10, 3000)
+        for data_step in range(10, 3000, 10):
+            journal.record("skip", data_step=data_step, where="loss", reason="nonfinite")
+        journal.record("rollback", data_step=1500, target=1490, where="state", reason="nonfinite")
+
+    charts = {figure.find("svg") for figure in tree_of(report_of(run.run_dir)).iter("figure")}
+
+    assert len(charts) > 3
+    for drawing in charts:
+        signs = ["".join(words.itertext()) for words in drawing.iter("text")]  # type: ignore[union-attr]
+        assert signs.count("◀") == 1
+        assert 20 < signs.count("▼") < 45
+
+
 def test_it_needs_nothing_and_runs_nothing(eventful: Any) -> None:
     markup = report_of(eventful.run_dir)
 
