@@ -18,12 +18,13 @@ from pathlib import Path
 
 from jobs.config import ClusterConfig, Config
 from jobs.outcomes import read_json
-from launcher.doctor import Row, miss, ok, torch_and_gpus, warn
+from launcher.doctor import Level, Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import code_dir
 from launcher.sbatch import render_slurm, submit_probe, trial_jobs
-from launcher.site import Partition, Site, ask_site
+from launcher.site import Partition, Site, ask_site, parse_gpus
 from launcher.slurm import ask, cancel_jobs, queue
+from univip.errors import ConfigError, UnivipError
 
 _TEST_TIMEOUT_S = 60
 _DEEP_TIMEOUT_S = 600.0  # in the queue and on the node
@@ -69,18 +70,61 @@ def offers(site: Site, cluster: ClusterConfig) -> Iterator[Row]:
         yield miss("partition", f"{partition.name} is not up", "cluster.partition=...  # see sinfo")
     yield from _charged(site, partition, cluster)
     yield from _nodes(site, partition, cluster)
+    yield _time_limit(partition, cluster)
+
+
+def _time_limit(partition: Partition, cluster: ClusterConfig) -> Row:
     for key, hours in (("time_h", cluster.time_h), ("shard_time_h", cluster.shard_time_h)):
         longest = partition.max_time_h
         if hours > longest:
-            yield miss(
+            return miss(
                 "time limit",
                 f"cluster.{key} is {hours:g} h, but {partition.name} gives {longest:g} h",
                 f"cluster.{key}={longest:g}  # a longer training is requeued",
             )
-            break
-    else:
-        limit = "no limit" if math.isinf(partition.max_time_h) else f"{partition.max_time_h:g} h"
-        yield ok("time limit", f"{cluster.time_h:g} h; {partition.name} has {limit}")
+    limit = "no limit" if math.isinf(partition.max_time_h) else f"{partition.max_time_h:g} h"
+    return ok("time limit", f"{cluster.time_h:g} h; {partition.name} has {limit}")
+
+
+def refuse_endless(cluster: ClusterConfig) -> None:
+    """Refuse what SLURM would take and let wait for ever, unless it was told otherwise.
+
+    Raises:
+        ConfigError: If a job may run for longer than its partition allows, or asks for more nodes than that
+            has.
+        SlurmUnavailableError: If there is no SLURM.
+    """
+    site = ask_site(asks_accounts=False)
+    partition = site.partition_of(cluster)
+    # Of several partitions another one may do, and a quality of service may lift the limits of all.
+    if partition is None or "," in cluster.partition or cluster.qos:
+        return
+    row = _time_limit(partition, cluster)
+    num_nodes = sum(nodes.count for nodes in site.nodes if nodes.partition == partition.name)
+    if num_nodes and num_nodes < cluster.nodes.min:  # of nodes that are hidden sinfo does not tell
+        found = f"cluster.nodes.min is {cluster.nodes.min}, but {partition.name} has {num_nodes} nodes"
+        row = miss("nodes", found, f"cluster.nodes.min={num_nodes} cluster.nodes.max={num_nodes}")
+    if row.level is Level.MISS:
+        raise _misfit(row)
+
+
+def explain_refusal(error: SlurmUnavailableError, cluster: ClusterConfig) -> UnivipError:
+    """What sbatch refused, with the option that would do, where SLURM answers and tells; else the error."""
+    try:
+        rows = [row for row in offers(ask_site(), cluster) if row.level is Level.MISS]
+    except SlurmUnavailableError:
+        return error
+    if rows:
+        return _misfit(rows[0], f"; sbatch said: {error.what.partition(': ')[2]}")
+    return ConfigError(error.what, where=error.where, fix="univip doctor ...  # with the same key=value")
+
+
+def _misfit(row: Row, said: str = "") -> ConfigError:
+    return ConfigError(
+        f"SLURM must have what the jobs ask for, but has not: {row.found}{said}.",
+        where="`scontrol show partition` and `sinfo`",
+        fix=row.fix,
+    )
 
 
 def _charged(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator[Row]:
@@ -123,8 +167,21 @@ def _nodes(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator
         yield miss("nodes", f"no node of {partition.name} can be used now", f"sinfo -p {partition.name} -R")
         return
     all_kinds = "; ".join(map(str, kinds))
+    gpus = parse_gpus(cluster.gres) if cluster.gres else {cluster.gpu_type: cluster.gpus_per_node}
+    for kind, count in gpus.items():
+        most = max(nodes.count_gpus(kind) for nodes in kinds)
+        if count > most:
+            asked, fix = f"gpus_per_node={count}", f"cluster.gpus_per_node={most}"
+            if kind and not most:
+                types = sorted({name for nodes in kinds for name in nodes.gpus})
+                near = difflib.get_close_matches(kind, types, n=1, cutoff=0.0)
+                asked, fix = f"gpu_type={kind}", f"cluster.gpu_type={near[0] if near else ''}"
+            if cluster.gres:
+                asked, fix = f"gres={cluster.gres}", "cluster.gres=...  # as the nodes have it"
+            found = f"no node of {partition.name} has cluster.{asked}; there are {all_kinds}"
+            yield miss("nodes", found, fix)
+            return
     for key, value, most in (
-        ("gpus_per_node", cluster.gpus_per_node, max(nodes.num_gpus for nodes in kinds)),
         ("cpus_per_task", cluster.cpus_per_task, max(nodes.cpus for nodes in kinds)),
         ("mem_gb", cluster.mem_gb, max(nodes.memory_mb for nodes in kinds) // 1024),
     ):
@@ -135,7 +192,7 @@ def _nodes(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator
     fitting = sum(
         nodes.count
         for nodes in kinds
-        if nodes.num_gpus >= cluster.gpus_per_node
+        if all(nodes.count_gpus(kind) >= count for kind, count in gpus.items())
         and nodes.cpus >= cluster.cpus_per_task
         and nodes.memory_mb >= cluster.mem_gb * 1024
     )

@@ -151,7 +151,7 @@ def is_foreign(run_dir: Path) -> bool:
         return False
 
 
-def refuse_foreign(run_dir: Path) -> None:
+def refuse_foreign(run_dir: Path, verb: str = "resume", *, fix: str = FORK) -> None:
     """Refuse a run directory of another user: it can be looked at, but not gone on with.
 
     Raises:
@@ -159,9 +159,9 @@ def refuse_foreign(run_dir: Path) -> None:
     """
     if is_foreign(run_dir):
         raise RefusedError(
-            f"run `{run_dir.name}` must be yours to resume, but belongs to user {run_dir.stat().st_uid}.",
+            f"run `{run_dir.name}` must be yours to {verb}, but belongs to user {run_dir.stat().st_uid}.",
             where=str(run_dir),
-            fix=FORK,
+            fix=fix,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,15 +129,20 @@ def _run(command: list[str]) -> str:
             done.check_returncode()
     except FileNotFoundError as error:
         raise SlurmUnavailableError(
-            f"`{command[0]}` must be on the PATH, but is not.", fix="use a login node of the cluster"
+            f"`{command[0]}` must be on the PATH, but is not.",
+            where=f"PATH={os.environ.get('PATH', '')}",
+            fix="use a login node of the cluster, or cluster=local",
         ) from error
     except subprocess.TimeoutExpired as error:
         raise SlurmUnavailableError(
-            f"`{command[0]}` must answer, but has not for {_TIMEOUT_S} s.", fix="try again later"
+            f"`{command[0]}` must answer, but has not for {_TIMEOUT_S} s.",
+            where=shlex.join(command),
+            fix="try again later",
         ) from error
     except subprocess.CalledProcessError as error:
         raise SlurmUnavailableError(
             f"`{command[0]}` must succeed, but said: {error.stderr.strip()}",
+            where=shlex.join(command),
             fix="sinfo  # does SLURM answer?",
         ) from error
     return done.stdout

@@ -10,9 +10,11 @@ import pytest
 
 from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig
 from launcher import admission
-from launcher.admission import offers, slurm
+from launcher.admission import explain_refusal, offers, refuse_endless, slurm
 from launcher.doctor import Level, Row
+from launcher.errors import SlurmUnavailableError
 from launcher.site import Association, Nodes, Partition, Site
+from univip.errors import ConfigError
 
 SITE = Site(
     {
@@ -88,6 +90,33 @@ def test_a_user_without_any_account_is_told_so() -> None:
     [row] = bad(ClusterConfig(), replace(SITE, associations=[], default_account=""))
 
     assert "you have none here" in row.found
+
+
+@pytest.mark.parametrize(
+    ("cluster", "found", "fix"),
+    [
+        (ClusterConfig(gres="gpu:9"), "no node of gpu has cluster.gres=gpu:9", "cluster.gres="),
+        (ClusterConfig(gres="gpu:h100:1"), "no node of gpu has cluster.gres=gpu:h100:1", "cluster.gres="),
+        (ClusterConfig(gpu_type="a10"), "no node of gpu has cluster.gpu_type=a10", "cluster.gpu_type=a100"),
+        (
+            ClusterConfig(gpu_type="v100"),
+            "no node of gpu has cluster.gpus_per_node=8",
+            "cluster.gpus_per_node=4",
+        ),
+    ],
+    ids=str,
+)
+def test_a_type_of_gpu_or_a_resource_that_no_node_has_is_missing(
+    cluster: ClusterConfig, found: str, fix: str
+) -> None:
+    [row] = bad(cluster)
+
+    assert row.found.startswith(found)
+    assert row.fix.startswith(fix)
+
+
+def test_generic_resources_that_the_nodes_have_are_all_right() -> None:
+    assert bad(ClusterConfig(gres="gpu:v100:4,nvme:1")) == []
 
 
 @pytest.fixture
@@ -176,3 +205,71 @@ def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
     assert "job 9 has ended (FAILED), and left no answer" in row.found
     assert row.found.endswith("No module named 'univip'")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cluster", "found", "fix"),
+    [
+        (ClusterConfig(time_h=72), "cluster.time_h is 72 h, but gpu gives 48 h", "cluster.time_h=48"),
+        (
+            ClusterConfig(nodes=NodesConfig(3, 4)),
+            "cluster.nodes.min is 3, but gpu has 2",
+            "cluster.nodes.min=2",
+        ),
+    ],
+    ids=["time", "nodes"],
+)
+def test_what_sbatch_takes_and_lets_wait_for_ever_is_refused(
+    commands: Path, cluster: ClusterConfig, found: str, fix: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_endless(cluster)
+
+    assert found in refused.value.what
+    assert refused.value.fix.startswith(fix)
+    assert refused.value.where
+    # Another partition, or a quality of service, may allow it.
+    for more in ({"partition": "gpu,long"}, {"qos": "long"}, {"partition": "hidden"}):
+        refuse_endless(replace(cluster, **more))
+
+
+def test_jobs_that_the_partition_has_room_for_are_not_refused_while_its_nodes_are_down(
+    commands: Path,
+) -> None:
+    (commands / "sinfo").write_text("#!/bin/sh\necho 'gpu|2|64|500000|down*|gpu:8'\n")
+
+    refuse_endless(ClusterConfig(nodes=NodesConfig(2, 2), time_h=48))
+
+
+# What a real sbatch 22.05 says.
+NO_PARTITION = "sbatch: error: invalid partition specified: gpus"
+NO_FEATURE = "sbatch: error: Batch job submission failed: Invalid feature specification"
+
+
+@pytest.mark.parametrize(
+    ("said", "cluster", "found", "fix"),
+    [
+        (NO_PARTITION, ClusterConfig(partition="gpus"), "`gpus` is not there", "cluster.partition=gpu"),
+        (NO_FEATURE, ClusterConfig(constraint="x"), "Invalid feature", "univip doctor"),
+    ],
+    ids=["known", "unknown"],
+)
+def test_what_sbatch_refuses_is_explained_by_what_the_site_has(
+    commands: Path, said: str, cluster: ClusterConfig, found: str, fix: str
+) -> None:
+    error = SlurmUnavailableError(f"SLURM must accept the jobs, but did not: {said}", where="train of a-1")
+
+    explained = explain_refusal(error, cluster)
+
+    assert isinstance(explained, ConfigError)
+    assert found in explained.what
+    assert said in explained.what
+    assert explained.where
+    assert explained.fix.startswith(fix)
+
+
+def test_a_refusal_of_a_slurm_that_does_not_answer_stays_what_it_is(commands: Path) -> None:
+    (commands / "scontrol").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2; exit 1\n")
+    error = SlurmUnavailableError("SLURM must accept the jobs, but did not: Unable to contact")
+
+    assert explain_refusal(error, ClusterConfig()) is error

@@ -144,6 +144,14 @@ def test_a_type_of_gpu_is_asked_for_where_gpus_are(tmp_path: Path) -> None:
     assert asked == [None, None, None, "a100:8", "a100:1"]
 
 
+def test_generic_resources_are_asked_for_instead_of_gpus_per_node(tmp_path: Path) -> None:
+    scripts = render_slurm(slurm_jobs(make_plan(tmp_path, replace(CLUSTER, gres="gpu:a100:4,nvme:1"))), CODE)
+
+    asked = [flags(script) for script in scripts]
+    assert [each.get("--gres") for each in asked] == [None] * 3 + ["gpu:a100:4,nvme:1", "gpu:a100:1,nvme:1"]
+    assert not any("--gpus-per-node" in each for each in asked)
+
+
 def test_python_may_be_that_of_a_container(tmp_path: Path) -> None:
     container = ["apptainer", "exec", "--nv", "/images/my univip.sif", "python3"]
 
@@ -229,8 +237,12 @@ def test_a_nasty_value_stays_a_value(tmp_path: Path, nasty: str) -> None:
         (replace(CLUSTER, qos="a\x00"), r"`cluster\.qos` must be one line"),
         (replace(CLUSTER, setup=["a", "b\nc"]), r"`cluster\.setup\[1\]` must be one line"),
         (replace(CLUSTER, extra={"gres": "a\nb"}), r"`cluster\.extra\.gres` must be one line"),
-        (replace(CLUSTER, extra={"gres\n#SBATCH --x": "a"}), r"`cluster\.extra` must name sbatch options"),
-        (replace(CLUSTER, extra={"--gres": "a"}), r"`cluster\.extra` must name sbatch options"),
+        (replace(CLUSTER, extra={"gres\n#SBATCH --x": "a"}), r"`cluster\.extra` must be options of sbatch"),
+        (replace(CLUSTER, extra={"--gres": "a"}), r"`cluster\.extra` must be options of sbatch"),
+        (replace(CLUSTER, gres="gpu:8\n"), r"`cluster\.gres` must be one line"),
+        # Recorded from a real sbatch: a backslash is lost, or ends the quotes and begins another option.
+        (replace(CLUSTER, account="a\\b"), r"`cluster\.account` must be free of `\\`"),
+        (replace(CLUSTER, extra={"comment": "a\\' --uid=0 '"}), r"`cluster\.extra\.comment` must be free"),
     ],
 )
 def test_a_value_that_would_leave_its_line_is_refused(
@@ -243,6 +255,17 @@ def test_a_value_that_would_leave_its_line_is_refused(
 def test_a_folder_that_slurm_would_rewrite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`paths\.runs` must be free of `%`"):
         slurm_jobs(make_plan(tmp_path / "100%j"))
+    with pytest.raises(ConfigError, match=r"`paths\.runs` must be free of `\\`"):
+        slurm_jobs(make_plan(tmp_path / "a\\b"))
+
+
+def test_an_option_without_a_value_is_a_flag(tmp_path: Path) -> None:
+    extra = {"exclusive": "", "mail-user": "me"}
+
+    [script] = render_slurm(slurm_jobs(make_plan(tmp_path, replace(CLUSTER, extra=extra)))[:1], CODE)
+
+    assert "#SBATCH --exclusive\n" in script
+    assert "#SBATCH --mail-user=me\n" in script
 
 
 @pytest.fixture
