@@ -308,9 +308,12 @@ def _ended_in_slurm(
     if last and last.exit_code not in (None, ExitCode.REQUEUE, ExitCode.DONE):
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
     if job and job.state == "FAILED":
-        return RunState(
-            State.failed, stage.kind, str(Cause.UNKNOWN), number, f"SLURM says that job {job_id} failed"
-        )
+        message = f"SLURM says that job {job_id} failed"
+        if (
+            last is None
+        ):  # it has not even begun an attempt, nor may it have printed where this machine sees it
+            message += ", and it left no word; does its node see the run? univip doctor --deep"
+        return RunState(State.failed, stage.kind, str(Cause.UNKNOWN), number, message)
     cause = last.cause if last and last.cause != Cause.STOPPED else ""
     return RunState(State.stopped, stage.kind, cause, number, last.message if last else "")
 
