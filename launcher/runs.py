@@ -307,7 +307,7 @@ def _ended_in_slurm(
         return RunState(State.stopped, stage.kind, _CAUSES[job.state], number, message)
     if last and last.exit_code not in (None, ExitCode.REQUEUE, ExitCode.DONE):
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
-    if job and job.state == "FAILED":
+    if job and job.state == "FAILED" and not (last and last.exit_code == ExitCode.REQUEUE):
         message = f"SLURM says that job {job_id} failed"
         if (
             last is None

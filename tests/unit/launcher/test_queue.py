@@ -192,6 +192,17 @@ def test_a_shard_that_failed_says_why(slurm: Slurm, run_dir: Path) -> None:
     assert read_state(run_dir) == RunState(State.failed, "shards", "crash", 0, "it broke")
 
 
+def test_a_job_that_slurm_did_not_put_back_is_stopped_and_says_what_had_stopped_it(
+    slurm: Slurm, run_dir: Path
+) -> None:
+    """No scontrol on its node, say: the exit status alone makes SLURM say that it failed."""
+    boxes = run_dir.parent / "proposals-1"
+    attempt(boxes, "shard:0", "6_0", ended=2.0, exit_code=75, cause="preemption", message="preempted")
+    slurm.says(squeue="6|FAILED|NonZeroExitCode\n7|PENDING|DependencyNeverSatisfied\n")
+
+    assert read_state(run_dir) == RunState(State.stopped, "shards", "preemption", 0, "preempted")
+
+
 def test_where_slurm_never_answered_a_run_is_what_its_files_say(slurm: Slurm, run_dir: Path) -> None:
     slurm.answers("squeue", "echo no controller >&2; exit 1")
     assert read_state(run_dir).state is State.queued
