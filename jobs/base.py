@@ -60,14 +60,16 @@ def run_job(kind: str, run_dir: str) -> int:
 
 
 def run_slurm_job(kind: str, run_dir: str) -> None:
-    """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue.
+    """`run_job` as SLURM needs it: the end is an exit status, and 75 puts the job back into the queue.
+
+    It never returns to submitit, which would pickle a result that nobody reads, and fail if an execution
+    before this one was killed while it did so.
 
     srun does not start a task again that died. So the agent of a training is a process of its own, and this
     one, which does nothing that could kill it, starts the next.
     """
     code = _run_in_slurm(kind, run_dir) if kind != "train" else _keep_agent(run_dir)
-    if code != ExitCode.DONE:
-        raise SystemExit(code)
+    raise SystemExit(code)
 
 
 def _keep_agent(run_dir: str) -> int:

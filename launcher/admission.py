@@ -44,6 +44,7 @@ def slurm(config: Config) -> Iterator[Row]:
         version = ask("sbatch", "--version").strip()
         pinged = ask("scontrol", "ping")
         site = ask_site()
+        queue()  # the options of squeue that are used are newer than SLURM itself
     except SlurmUnavailableError as error:
         yield miss("SLURM", _one_line(error.what), error.fix)
         return
@@ -263,6 +264,9 @@ def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
             return
         seen = (folder / _ANSWER).stat().st_mtime
     yield ok("node", f"{found['host']} ran job {job_id}, and sees {runs}; Python {found['python']}")
+    if not found["scontrol"]:
+        what = f"{found['host']} has no scontrol where Python runs, so no job can queue itself again"
+        yield warn("node requeue", what, "univip supervise  # does it from outside")
     skew_s = found["time"] - seen
     # The file was made after the clock was read, and after torch was loaded.
     if skew_s > _SKEW_S:

@@ -268,7 +268,10 @@ def test_a_job_that_goes_back_to_the_queue_is_not_given_an_unfit_node_again(
 def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(0))
 
-    base.run_slurm_job("evaluate", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        base.run_slurm_job("evaluate", str(tmp_path))
+
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize(("deaths", "code"), [(2, 0), (9, 1)])
