@@ -24,7 +24,7 @@ from jobs.requests import Stage
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import freeze
 from launcher.plan import Plan
-from launcher.slurm import cancel_jobs
+from launcher.slurm import withdraw_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
@@ -171,7 +171,7 @@ def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: st
             ids.append(submitted[0].job_id.partition("_")[0])
     except (RuntimeError, FileNotFoundError, FailedJobError, FailedSubmissionError) as error:
         if ids:
-            cancel_jobs(ids, now=False)
+            withdraw_jobs(ids)
         raise SlurmUnavailableError(
             f"SLURM must accept the jobs, but did not: {' '.join(str(error).split())}",
             where=f"{jobs[len(ids)].stage.kind} of {jobs[len(ids)].stage.run}",

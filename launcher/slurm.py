@@ -91,6 +91,15 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
     _run(["scancel", "--quiet", "--state=RUNNING", "--signal=USR2", *job_ids])
 
 
+def withdraw_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel jobs that should not have been submitted; one that runs already is not to queue itself again.
+
+    Raises:
+        SlurmUnavailableError: If scancel is missing or does not answer.
+    """
+    _run(["scancel", "--quiet", *job_ids])
+
+
 def ask(*command: str) -> str:
     """What a command of SLURM prints that only looks.
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs import probe
 from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig
+from jobs.outcomes import write_json
 from launcher import admission
 from launcher.admission import explain_refusal, offers, refuse_endless, slurm
 from launcher.doctor import Level, Row
@@ -131,6 +133,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "scontrol": 'if [ "$1" = ping ]; then echo "Slurmctld(primary) at login is UP"; else\n'
         'echo "PartitionName=gpu AllowAccounts=ALL AllowQos=ALL Default=YES MaxTime=2-00:00:00 State=UP"\nfi',
         "sinfo": 'echo "gpu|2|64|500000|idle|gpu:8"',
+        "squeue": "exit 0",
         "sacctmgr": 'echo "You are not running a supported accounting_storage plugin" >&2; exit 1',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -184,6 +187,34 @@ def test_without_sbatch_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.Mo
     [row] = slurm(config(tmp_path))
 
     assert (row.level, row.check) == (Level.MISS, "SLURM")
+
+
+def test_a_squeue_that_lacks_an_option_is_found_before_a_run_needs_it(commands: Path, tmp_path: Path) -> None:
+    (commands / "squeue").write_text("#!/bin/sh\necho \"squeue: unrecognized option '--me'\" >&2; exit 1\n")
+    (commands / "squeue").chmod(0o755)
+
+    [row] = slurm(config(tmp_path))
+
+    assert (row.level, row.check) == (Level.MISS, "SLURM")
+    assert "unrecognized option '--me'" in row.found
+
+
+@pytest.mark.parametrize(("scontrol", "checks"), [("/usr/bin/scontrol", []), ("", ["node requeue"])])
+def test_a_node_without_scontrol_is_told_of(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str, checks: list[str]
+) -> None:
+    """Such as the inside of a container: a job there cannot put itself back into the queue."""
+
+    def submit(config: Config, folder: Path, name: str) -> str:
+        write_json(folder / name, {**probe.look(), "scontrol": scontrol})
+        return "9"
+
+    monkeypatch.setattr(admission, "submit_probe", submit)
+
+    rows = list(admission.deep(config(tmp_path), pytest.fail))
+
+    assert [row.check for row in rows if row.check == "node requeue"] == checks
+    assert all("univip supervise" in row.fix for row in rows if row.check == "node requeue")
 
 
 def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
