@@ -188,13 +188,14 @@ def find_run(name: str) -> Path:
     if exact := [run for run in runs if run.name == name]:
         return exact[0]
     private = root / name
-    if private.parent == root and private.is_dir() and not os.access(private, os.R_OK | os.X_OK):
+    is_there = os.path.isdir(private)  # noqa: PTH112 - of a name that no file can have it says no
+    if private.parent == root and is_there and not os.access(private, os.R_OK | os.X_OK):
         raise RefusedError(
             f"run `{name}` must be readable, but belongs to user {private.stat().st_uid} and is private.",
             where=str(root),
             fix=FORK,
         )
-    found = [run for run in runs if run.name.startswith(name)]
+    found = [run for run in runs if name and run.name.startswith(name)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -89,6 +90,16 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
     _run(["scancel", "--quiet", "--state=PENDING", *job_ids])
     # Not SIGTERM, after which SLURM kills within `KillWait`: a large state may take longer to write.
     _run(["scancel", "--quiet", "--state=RUNNING", "--signal=USR2", *job_ids])
+
+
+def array_limit() -> int:
+    """Elements that an array may have at this site.
+
+    Raises:
+        SlurmUnavailableError: If scontrol is missing or does not answer.
+    """
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]), re.MULTILINE)
+    return int(found[1]) if found else 1001
 
 
 def withdraw_jobs(job_ids: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ from launcher.plan import Plan
 from launcher.queue import forget
 from launcher.runs import JOBS_FILE, Owner, SubmittedJobs, free_sibling, is_foreign, refuse_foreign
 from launcher.sbatch import slurm_jobs, submit_slurm
-from launcher.slurm import living_jobs
+from launcher.slurm import array_limit, living_jobs
 from univip.checkpoint import layout
 from univip.config import SEARCH
 from univip.errors import ConfigError
@@ -165,7 +165,8 @@ def _start_in_slurm(
     if not code.is_dir():
         freeze(run_dir)
     try:
-        ids = submit_slurm(slurm_jobs(plan, mine), code, after=under_way.get("merge", ""))
+        asked = slurm_jobs(plan, mine, most_elements=array_limit())
+        ids = submit_slurm(asked, code, after=under_way.get("merge", ""))
     except SlurmUnavailableError as error:
         raise explain_refusal(error, plan.config.cluster) from error
     forget(run_dir.parent)
