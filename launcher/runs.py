@@ -21,6 +21,7 @@ from jobs.requests import CANCELLED_FILE, SUPERVISOR_FILE, Request, Stage, stage
 from launcher.errors import RefusedError, RunNotFoundError
 from launcher.queue import look
 from launcher.slurm import NEVER, JobState
+from univip.errors import UnivipError
 
 RUNS_VARIABLE = "UNIVIP_RUNS"
 JOBS_FILE = "jobs.json"  # of SLURM: which job does which stage
@@ -310,10 +311,13 @@ def _ended_in_slurm(
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
     if job and job.state == "FAILED" and not (last and last.exit_code == ExitCode.REQUEUE):
         message = f"SLURM says that job {job_id} failed"
-        if (
-            last is None
-        ):  # it has not even begun an attempt, nor may it have printed where this machine sees it
-            message += ", and it left no word; does its node see the run? univip doctor --deep"
+        if last is None:
+            error = UnivipError(
+                f"job {job_id} must begin its work, but has failed before it could leave a word.",
+                where=f"scontrol show job {job_id}  # names its node",
+                fix="univip doctor cluster=slurm --deep  # does a node see the folder of the runs?",
+            )
+            message = str(error)
         return RunState(State.failed, stage.kind, str(Cause.UNKNOWN), number, message)
     cause = last.cause if last and last.cause != Cause.STOPPED else ""
     return RunState(State.stopped, stage.kind, cause, number, last.message if last else "")

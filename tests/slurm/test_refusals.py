@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,3 +79,27 @@ def test_sbatch_takes_a_nasty_value_as_it_is(cluster: Cluster, tmp_path: Path, n
     cluster.run("scancel", job_id)
     assert shown == f"PENDING|{nasty}"
     assert folder == f"{tmp_path}/{nasty}/run/submitit/{job_id}_0_log.out"
+
+
+def test_a_folder_that_the_nodes_do_not_see_is_told_with_the_command_that_shows_it(
+    cluster: Cluster, empty: Runs
+) -> None:
+    """It is mounted after the nodes have begun, each with mounts of its own."""
+    empty.folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(empty.folder)], check=True)
+    try:
+        words = [word for word in empty.request() if word != "pipeline"]
+        process = empty.start(words[0], "proposals", *words[1:], "--wait")
+        _, err = process.communicate(timeout=200)
+        shown = empty.univip("show", "@last")
+    finally:
+        subprocess.run(["umount", str(empty.folder)], check=True)
+
+    assert process.returncode == 1, err
+    for said in (err, shown):
+        for words_of in (
+            "has failed before it could leave a word",
+            "where: scontrol show job",
+            "doctor cluster",
+        ):
+            assert words_of in said

@@ -136,7 +136,7 @@ def test_without_accounting_and_without_an_answer_what_was_said_still_stands(
             State.failed,
             "shards",
             "unknown",
-            "job 6 failed, and it left no word",
+            "before it could leave a word",
         ),
         ("6|CANCELLED|None", State.cancelled, "shards", "", "job 6 was cancelled"),
         ("6|OUT_OF_MEMORY|OutOfMemory", State.stopped, "shards", "out_of_memory", "OUT_OF_MEMORY"),
