@@ -13,15 +13,16 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from jobs.config import ClusterConfig, Config
+from jobs.config import ClusterConfig, Config, NodesConfig
 from jobs.outcomes import read_json
 from launcher.doctor import Level, Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import code_dir
-from launcher.sbatch import render_slurm, submit_probe, trial_jobs
+from launcher.sbatch import SlurmJob, render_slurm, submit_probe, trial_jobs
 from launcher.site import Partition, Site, ask_site, parse_gpus
 from launcher.slurm import ask, cancel_jobs, queue
 from univip.errors import ConfigError, UnivipError
@@ -33,6 +34,7 @@ _ANSWER = "probe.json"
 _ASK_EVERY_S = 5.0
 _LATE_S = 60.0  # an answer may be, in the cache of a network file system
 _SKEW_S = 2.0
+_TRAINS = frozenset({"train", "evaluate"})  # stages that ask for what a training does
 
 
 def slurm(config: Config) -> Iterator[Row]:
@@ -71,24 +73,26 @@ def offers(site: Site, cluster: ClusterConfig) -> Iterator[Row]:
         yield miss("partition", f"{partition.name} is not up", "cluster.partition=...  # see sinfo")
     yield from _charged(site, partition, cluster)
     yield from _nodes(site, partition, cluster)
-    yield _time_limit(partition, cluster)
-
-
-def _time_limit(partition: Partition, cluster: ClusterConfig) -> Row:
     for key, hours in (("time_h", cluster.time_h), ("shard_time_h", cluster.shard_time_h)):
         longest = partition.max_time_h
         if hours > longest:
-            return miss(
+            yield miss(
                 "time limit",
                 f"cluster.{key} is {hours:g} h, but {partition.name} gives {longest:g} h",
                 f"cluster.{key}={longest:g}  # a longer training is requeued",
             )
-    limit = "no limit" if math.isinf(partition.max_time_h) else f"{partition.max_time_h:g} h"
-    return ok("time limit", f"{cluster.time_h:g} h; {partition.name} has {limit}")
+            break
+    else:
+        limit = "no limit" if math.isinf(partition.max_time_h) else f"{partition.max_time_h:g} h"
+        yield ok("time limit", f"{cluster.time_h:g} h; {partition.name} has {limit}")
 
 
-def refuse_endless(cluster: ClusterConfig) -> None:
+def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
     """Refuse what SLURM would take and let wait for ever, unless it was told otherwise.
+
+    Args:
+        jobs: Of one request.
+        cluster: What they were made of.
 
     Raises:
         ConfigError: If a job may run for longer than its partition allows, or asks for more nodes than that
@@ -100,32 +104,46 @@ def refuse_endless(cluster: ClusterConfig) -> None:
     # Of several partitions another one may do, and a quality of service may lift the limits of all.
     if partition is None or "," in cluster.partition or cluster.qos:
         return
-    row = _time_limit(partition, cluster)
+    longest = partition.max_time_h
     num_nodes = sum(nodes.count for nodes in site.nodes if nodes.partition == partition.name)
-    if num_nodes and num_nodes < cluster.nodes.min:  # of nodes that are hidden sinfo does not tell
-        found = f"cluster.nodes.min is {cluster.nodes.min}, but {partition.name} has {num_nodes} nodes"
-        row = miss("nodes", found, f"cluster.nodes.min={num_nodes} cluster.nodes.max={num_nodes}")
-    if row.level is Level.MISS:
-        raise _misfit(row)
+    for job in jobs:
+        hours, key = job.parameters["time"] / 60, "time_h" if job.stage.kind in _TRAINS else "shard_time_h"
+        if hours > longest:
+            rest = "  # a longer training is requeued" if key == "time_h" else ""
+            fix = f"cluster.{key}={getattr(cluster, key) * longest / hours:g}{rest}"
+            found = f"{job.stage.kind} may run for {hours:g} h, but {partition.name} gives {longest:g} h"
+            raise _misfit(found, fix)
+        needed = job.parameters["nodes"]
+        if num_nodes and needed > num_nodes:  # of nodes that are hidden sinfo does not tell
+            found = f"{job.stage.kind} needs {needed} nodes, but {partition.name} has {num_nodes}"
+            raise _misfit(found, f"cluster.nodes.min={num_nodes}")
 
 
-def explain_refusal(error: SlurmUnavailableError, cluster: ClusterConfig) -> UnivipError:
-    """What sbatch refused, with the option that would do, where SLURM answers and tells; else the error."""
+def explain_refusal(
+    error: SlurmUnavailableError, kinds: Collection[str], cluster: ClusterConfig
+) -> UnivipError:
+    """What sbatch refused, with the option that would do, where SLURM answers and tells; else the error.
+
+    Args:
+        error: With what sbatch said.
+        kinds: Of the stages that were submitted.
+        cluster: What their jobs were made of.
+    """
+    if not _TRAINS.intersection(kinds):  # what only a training asks for is not to blame
+        cluster = replace(cluster, nodes=NodesConfig(), gpus_per_node=0, gpu_type="", gres="")
+        cluster = replace(cluster, cpus_per_task=cluster.shard_cpus, time_h=cluster.shard_time_h)
     try:
         rows = [row for row in offers(ask_site(), cluster) if row.level is Level.MISS]
     except SlurmUnavailableError:
         return error
     if rows:
-        return _misfit(rows[0], f"; sbatch said: {error.what.partition(': ')[2]}")
+        return _misfit(f"{rows[0].found}; sbatch said: {error.what.partition(': ')[2]}", rows[0].fix)
     return ConfigError(error.what, where=error.where, fix="univip doctor ...  # with the same key=value")
 
 
-def _misfit(row: Row, said: str = "") -> ConfigError:
-    return ConfigError(
-        f"SLURM must have what the jobs ask for, but has not: {row.found}{said}.",
-        where="`scontrol show partition` and `sinfo`",
-        fix=row.fix,
-    )
+def _misfit(found: str, fix: str) -> ConfigError:
+    what = f"SLURM must have what the jobs ask for, but has not: {found}."
+    return ConfigError(what, where="`scontrol show partition` and `sinfo`", fix=fix)
 
 
 def _charged(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator[Row]:

@@ -29,7 +29,6 @@ from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
 _GPU_COUNT = re.compile(r"\b(gpu(?::[^:,()]+)?):\d+")  # in a list of generic resources
-_MAX_ELEMENTS = 1000  # of an array; a site may allow fewer
 _ENTRY = "jobs.base:run_slurm_job"
 _PROBE_MIN = 5  # the first torch of a node comes slowly from a network file system
 
@@ -56,15 +55,8 @@ class SlurmJob:
         return self.run_dir / "submitit"
 
 
-def slurm_jobs(
-    plan: Plan, stages: Sequence[Stage] | None = None, *, most_elements: int = _MAX_ELEMENTS
-) -> list[SlurmJob]:
+def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJob]:
     """The jobs of some stages, or of all that are not done.
-
-    Args:
-        plan: What was asked for.
-        stages: Of the plan.
-        most_elements: That the site allows an array.
 
     Raises:
         ConfigError: If a value cannot be put on an #SBATCH line.
@@ -77,7 +69,7 @@ def slurm_jobs(
         cluster = replace(cluster, extra={**cluster.extra, "exclude": excluded})
     jobs = []
     for stage in plan.request.remaining(runs) if stages is None else stages:
-        kinds = _shards(plan, min(most_elements, _MAX_ELEMENTS)) if stage.kind == "shards" else [stage.kind]
+        kinds = _shards(plan) if stage.kind == "shards" else [stage.kind]
         shards_each = -(-plan.num_shards // len(kinds)) if "/" in kinds[0] else 1
         parameters = _parameters(stage, cluster, shards_each=shards_each)
         jobs.append(SlurmJob(stage, runs / stage.run, kinds, parameters, _python(cluster)))
@@ -196,12 +188,12 @@ def _starter(job: SlurmJob, code: Path) -> str:
     return shlex.join([*job.python, "-I", "-S", str(code / "jobs" / "blocked.py")])
 
 
-def _shards(plan: Plan, most_elements: int) -> list[str]:
+def _shards(plan: Plan) -> list[str]:
     """Kinds of the elements of the array: an unfinished shard each, or several where SLURM takes no more."""
     left = plan.shards_left
-    if len(left) <= most_elements:
+    if len(left) <= plan.most_elements:
         return [f"shard:{number}" for number in left]
-    return [f"shard:{number}/{most_elements}" for number in range(most_elements)]
+    return [f"shard:{number}/{plan.most_elements}" for number in range(plan.most_elements)]
 
 
 def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def submit(
             if (run_dir / CONFIG_FILE).exists() and not remaining:
                 return Submission(run_dir, [], is_new=False, message="done already")
             if plan.config.cluster.kind is ClusterKind.slurm:
-                refuse_endless(plan.config.cluster)
+                plan = replace(plan, most_elements=array_limit())
+                refuse_endless(slurm_jobs(plan, remaining), plan.config.cluster)
             kept = _kept(plan)
             plan = _remember_unfinished(plan)
             _write_run(run_dir, plan.config, plan.header)
@@ -165,10 +166,9 @@ def _start_in_slurm(
     if not code.is_dir():
         freeze(run_dir)
     try:
-        asked = slurm_jobs(plan, mine, most_elements=array_limit())
-        ids = submit_slurm(asked, code, after=under_way.get("merge", ""))
+        ids = submit_slurm(slurm_jobs(plan, mine), code, after=under_way.get("merge", ""))
     except SlurmUnavailableError as error:
-        raise explain_refusal(error, plan.config.cluster) from error
+        raise explain_refusal(error, {stage.kind for stage in mine}, plan.config.cluster) from error
     forget(run_dir.parent)
     found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
     for run in {stage.run for stage, _ in found} | {run_dir.name}:

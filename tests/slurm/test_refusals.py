@@ -32,8 +32,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
         (["cluster.gres=gpu:9"], "no node of main has cluster.gres=gpu:9", "cluster.gres="),
         (["cluster.gres=tpu:1"], "Invalid generic resource", "univip doctor"),
         (["cluster.constraint=haswell"], "Invalid feature specification", "univip doctor"),
-        (["cluster.time_h=72"], "time_h is 72 h, but main gives 48 h", "cluster.time_h=48"),
-        (["cluster.nodes.min=9", "cluster.nodes.max=9"], "main has 4 nodes", "cluster.nodes.min=4"),
+        (["cluster.time_h=72"], "may run for 72 h, but main gives 48 h", "cluster.time_h=48"),
+        (
+            ["cluster.nodes.min=9", "cluster.nodes.max=9"],
+            "train needs 9 nodes, but main has 4",
+            "cluster.nodes.min=4",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

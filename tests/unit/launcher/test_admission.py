@@ -15,6 +15,7 @@ from launcher import admission
 from launcher.admission import explain_refusal, offers, refuse_endless, slurm
 from launcher.doctor import Level, Row
 from launcher.errors import SlurmUnavailableError
+from launcher.sbatch import trial_jobs
 from launcher.site import Association, Nodes, Partition, Site
 from univip.errors import ConfigError
 
@@ -238,30 +239,50 @@ def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def refuse(cluster: ClusterConfig, *kinds: str) -> None:
+    jobs = trial_jobs(Config(cluster=cluster), Path("/runs/a-1"))
+    refuse_endless([jobs[kind] for kind in kinds], cluster)
+
+
 @pytest.mark.parametrize(
-    ("cluster", "found", "fix"),
+    ("cluster", "kind", "found", "fix"),
     [
-        (ClusterConfig(time_h=72), "cluster.time_h is 72 h, but gpu gives 48 h", "cluster.time_h=48"),
-        (
-            ClusterConfig(nodes=NodesConfig(3, 4)),
-            "cluster.nodes.min is 3, but gpu has 2",
-            "cluster.nodes.min=2",
-        ),
+        (ClusterConfig(time_h=72), "train", "train may run for 72 h, but gpu gives 48", "cluster.time_h=48"),
+        (ClusterConfig(shard_time_h=96), "shards", "shards may run for 96 h", "cluster.shard_time_h=48"),
+        (ClusterConfig(nodes=NodesConfig(3, 4)), "train", "3 nodes, but gpu has 2", "cluster.nodes.min=2"),
     ],
-    ids=["time", "nodes"],
+    ids=["time", "time of shards", "nodes"],
 )
 def test_what_sbatch_takes_and_lets_wait_for_ever_is_refused(
-    commands: Path, cluster: ClusterConfig, found: str, fix: str
+    commands: Path, cluster: ClusterConfig, kind: str, found: str, fix: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        refuse_endless(cluster)
+        refuse(cluster, kind)
 
     assert found in refused.value.what
     assert refused.value.fix.startswith(fix)
     assert refused.value.where
     # Another partition, or a quality of service, may allow it.
     for more in ({"partition": "gpu,long"}, {"qos": "long"}, {"partition": "hidden"}):
-        refuse_endless(replace(cluster, **more))
+        refuse(replace(cluster, **more), kind)
+
+
+def test_what_a_training_would_ask_for_does_not_keep_boxes_from_being_made(commands: Path) -> None:
+    refuse(ClusterConfig(time_h=72, nodes=NodesConfig(3, 4)), "shards")
+
+    error = SlurmUnavailableError(f"SLURM must accept the jobs, but did not: {NO_FEATURE}")
+    explained = explain_refusal(error, {"prepare", "shards"}, ClusterConfig(gpus_per_node=9, time_h=72))
+    assert "gpus_per_node" not in explained.what
+    assert "Invalid feature" in explained.what
+
+
+def test_several_shards_for_each_element_of_an_array_need_their_time(commands: Path) -> None:
+    job = trial_jobs(Config(), Path("/runs/a-1"))["shards"]
+    job.parameters["time"] = 3 * 60 * 20  # three shards of 20 h
+
+    with pytest.raises(ConfigError, match="shards may run for 60 h, but gpu gives 48 h") as refused:
+        refuse_endless([job], ClusterConfig(shard_time_h=20))
+    assert refused.value.fix == "cluster.shard_time_h=16"
 
 
 def test_jobs_that_the_partition_has_room_for_are_not_refused_while_its_nodes_are_down(
@@ -269,7 +290,7 @@ def test_jobs_that_the_partition_has_room_for_are_not_refused_while_its_nodes_ar
 ) -> None:
     (commands / "sinfo").write_text("#!/bin/sh\necho 'gpu|2|64|500000|down*|gpu:8'\n")
 
-    refuse_endless(ClusterConfig(nodes=NodesConfig(2, 2), time_h=48))
+    refuse(ClusterConfig(nodes=NodesConfig(2, 2), time_h=48), "shards", "train", "evaluate")
 
 
 # What a real sbatch 22.05 says.
@@ -290,7 +311,7 @@ def test_what_sbatch_refuses_is_explained_by_what_the_site_has(
 ) -> None:
     error = SlurmUnavailableError(f"SLURM must accept the jobs, but did not: {said}", where="train of a-1")
 
-    explained = explain_refusal(error, cluster)
+    explained = explain_refusal(error, {"train"}, cluster)
 
     assert isinstance(explained, ConfigError)
     assert found in explained.what
@@ -303,4 +324,4 @@ def test_a_refusal_of_a_slurm_that_does_not_answer_stays_what_it_is(commands: Pa
     (commands / "scontrol").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2; exit 1\n")
     error = SlurmUnavailableError("SLURM must accept the jobs, but did not: Unable to contact")
 
-    assert explain_refusal(error, ClusterConfig()) is error
+    assert explain_refusal(error, {"train"}, ClusterConfig()) is error

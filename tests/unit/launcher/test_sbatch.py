@@ -128,7 +128,7 @@ def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Pa
     assert job.kinds[::999] == ["shard:0/1000", "shard:999/1000"]
     shards = flags(render_slurm([job], CODE)[0])
     assert (shards["--array"], shards["--time"]) == ("0-999%50", "90")
-    job = slurm_jobs(make_plan(tmp_path, cluster, num_shards=2300), most_elements=100)[1]
+    job = slurm_jobs(replace(make_plan(tmp_path, cluster, num_shards=2300), most_elements=100))[1]
     assert (len(job.kinds), job.kinds[-1]) == (100, "shard:99/100")
     assert flags(render_slurm([job], CODE)[0])["--array"] == "0-99%50"
 
