@@ -1,6 +1,6 @@
 """The one door into every job: a kind of work and a run directory, both text.
 
-`run_job` is all that submitit pickles, and `python -m jobs.base KIND RUN_DIR` is the same for the local
+`run_slurm_job` is all that submitit pickles, and `python -m jobs.base KIND RUN_DIR` is the same for the local
 supervisor. Everything else is read from the run directory at every start, so a job needs no state of the
 process that submitted it. What a kind imports is loaded when it runs.
 """
@@ -30,10 +30,10 @@ from monitoring.journal import Journal
 from univip.atomic import write_text
 from univip.errors import ConfigError, UnivipError
 
-AGENT = "slurm-agent"  # a kind that only `run_slurm_job` asks for
+IN_SLURM = "in-slurm"  # what only `run_slurm_job` asks for
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _PARENT_POLL_S = 1.0
-_AGENT_DEATHS = 3  # within one execution of a job
+_DEATHS = 3  # within one execution of a job
 
 
 class _Stopped(BaseException):
@@ -65,30 +65,25 @@ def run_slurm_job(kind: str, run_dir: str) -> None:
     It never returns to submitit, which would pickle a result that nobody reads, and fail if an execution
     before this one was killed while it did so.
 
-    srun does not start a task again that died. So the agent of a training is a process of its own, and this
-    one, which does nothing that could kill it, starts the next.
+    srun does not start a task again that died, as by the system for want of memory. So the work is done by a
+    process of its own, and this one, which does nothing that could kill it, starts the next.
     """
-    code = _run_in_slurm(kind, run_dir) if kind != "train" else _keep_agent(run_dir)
-    raise SystemExit(code)
-
-
-def _keep_agent(run_dir: str) -> int:
-    """Run the agent of a training; start it again if it is killed, as by the system for want of memory."""
-    # SLURM signals every process. This one does not answer, nor does submitit in it; the agent starts with
+    # SLURM signals every process. This one does not answer, nor does submitit in it; the other starts with
     # the signals blocked, so that one that comes before it can answer waits until it can.
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    for _ in range(1 + _AGENT_DEATHS):
-        code = subprocess.run([sys.executable, "-m", "jobs.base", AGENT, run_dir], check=False).returncode
+    for _ in range(1 + _DEATHS):
+        command = [sys.executable, "-m", "jobs.base", IN_SLURM, kind, run_dir]
+        code = subprocess.run(command, check=False).returncode
         if code >= 0:
-            return code
-        sys.stderr.write(f"the agent was killed by signal {-code}\n")
-    return ExitCode.CRASH
+            raise SystemExit(code)
+        sys.stderr.write(f"{kind} was killed by signal {-code}\n")
+    raise SystemExit(ExitCode.CRASH)
 
 
-def _run_in_slurm(kind: str, run_dir: str) -> int:
-    """Work as a task of SLURM, and put the job back into the queue if it asks for it.
+def run_slurm_task(kind: str, run_dir: str) -> None:
+    """The work of one task of SLURM; puts the job back into the queue if it asks for that.
 
     Not if somebody cancelled it, which a requeue would undo.
     """
@@ -106,7 +101,8 @@ def _run_in_slurm(kind: str, run_dir: str) -> int:
         unfit = unfit_hosts(Path(run_dir), now=time.time())
         if refusal := slurm.requeue(here, without=unfit):
             sys.stderr.write(f"SLURM did not put job {here.job_id} back as asked: {refusal}\n")
-    return outcome.exit_code
+    if outcome.exit_code != ExitCode.DONE:
+        raise SystemExit(outcome.exit_code)
 
 
 def _prepare(run_dir: str) -> None:
@@ -261,6 +257,7 @@ def _stop_without_parent() -> None:
 
 if __name__ == "__main__":
     _stop_without_parent()
-    if sys.argv[1] == AGENT:
-        raise SystemExit(_run_in_slurm("train", sys.argv[2]))
-    raise SystemExit(run_job(sys.argv[1], sys.argv[2]))
+    if sys.argv[1] == IN_SLURM:
+        run_slurm_task(*sys.argv[2:])
+    else:
+        raise SystemExit(run_job(*sys.argv[1:]))

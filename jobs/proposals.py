@@ -17,7 +17,7 @@ from univip.data.proposals import report_path
 from univip.data.scan import scan
 from univip.errors import ConfigError, DataError
 from univip.observe import Observer
-from univip.proposals.search import prepare_engine
+from univip.proposals import pool
 from univip.proposals.shards import Report, ShardedSearch, make_borders
 
 
@@ -70,7 +70,7 @@ def prepare(
 
 def prepare_search(config: Config) -> None:
     """Compile the search once, rather than in every shard of the array at the same time."""
-    prepare_engine(str(config.proposals.engine))
+    pool.load(str(config.proposals.engine))
 
 
 def num_shards(config: Config, run_dir: Path) -> int:

@@ -90,12 +90,22 @@ def _renew(found: Queue) -> None:
                 found.missing[job_id] = now + _ASK_AGAIN_S
             _remember(found, accounted(due))
         else:
-            found.jobs = queue()
+            found.jobs = _merged(found.jobs, queue())
             _remember(found, found.jobs)
         found.error = ""
     except SlurmUnavailableError as error:
         found.error = str(error).splitlines()[0]
     found.time = now
+
+
+def _merged(before: dict[str, JobState], now: dict[str, JobState]) -> dict[str, JobState]:
+    """The new answer; but squeue forgets the elements of an array one by one, those that failed as well."""
+    forgotten = {
+        job_id: before[job_id]
+        for job_id, job in now.items()
+        if job.state == "COMPLETED" and job_id in before and before[job_id].is_over
+    }
+    return now | forgotten
 
 
 def _remember(found: Queue, jobs: dict[str, JobState]) -> None:

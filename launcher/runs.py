@@ -318,7 +318,8 @@ def _ended_in_slurm(
                 fix="univip doctor cluster=slurm --deep  # does a node see the folder of the runs?",
             )
             message = str(error)
-        return RunState(State.failed, stage.kind, str(Cause.UNKNOWN), number, message)
+        why = Cause.KILLED if last and last.ended is None else Cause.UNKNOWN
+        return RunState(State.failed, stage.kind, str(why), number, message)
     cause = last.cause if last and last.cause != Cause.STOPPED else ""
     return RunState(State.stopped, stage.kind, cause, number, last.message if last else "")
 

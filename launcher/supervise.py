@@ -19,6 +19,7 @@ from jobs.attempts import read_attempts
 from jobs.outcomes import Cause, ExitCode
 from jobs.requests import Request
 from launcher.runs import RunState, State, SubmittedJobs, read_state
+from launcher.shards import finished_shards
 from launcher.slurm import ask
 from univip.checkpoint import layout
 from univip.errors import UnivipError
@@ -38,7 +39,8 @@ class Decision:
         resubmit: Whether to submit it again now.
         why: In words.
         cause: What ended it.
-        progress: Data step of its newest checkpoint and stages that are done; equal where nothing was won.
+        progress: Stages and shards that are done, and data step of the newest checkpoint; equal where nothing
+            was won.
         without: Nodes that it shall not be given again.
     """
 
@@ -66,7 +68,9 @@ def decide(run_dir: Path, *, now: float) -> Decision | None:
         return Decision(False, f"ended with {code}, which a person must look at", state.cause)
     cause = state.cause or str(Cause.UNKNOWN)
     steps = max(layout.data_steps(run_dir / "checkpoints"), default=-1)
-    progress = f"{len(request.stages) - len(request.remaining(run_dir.parent))} stages, data step {steps}"
+    shards = sum(len(finished_shards(each)) for each in request.directories(run_dir))
+    done = len(request.stages) - len(request.remaining(run_dir.parent))
+    progress = f"{done} stages, {shards} shards, data step {steps}"
     before = [
         record
         for record in Ledger(run_dir / "ledger.jsonl").read()

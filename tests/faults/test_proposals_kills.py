@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jobs.base import run_slurm_job
+from jobs.base import run_slurm_task
 from jobs.config import Config, PathsConfig, RunHeader, RunKind, store
 from univip.config import DataConfig, DataFormat, ProposalsConfig, SearchEngine, SearchMode
 from univip.data.proposals import ProposalStore
@@ -63,7 +63,7 @@ class Work:
         self._context.set_forkserver_preload(["jobs.base", "jobs.proposals"])
 
     def start(self, kind: str) -> multiprocessing.process.BaseProcess:
-        process = self._context.Process(target=run_slurm_job, args=(kind, str(self.run_dir)))
+        process = self._context.Process(target=run_slurm_task, args=(kind, str(self.run_dir)))
         process.start()
         return process
 

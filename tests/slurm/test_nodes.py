@@ -29,7 +29,7 @@ def agent_of(run: Run, node: int) -> int:
             environment = (entry / "environ").read_bytes().split(b"\0")
         except OSError:  # no process, or one that has ended
             continue
-        wanted = {b"slurm-agent", os.fsencode(run.directory)}
+        wanted = {b"in-slurm", b"train", os.fsencode(run.directory)}
         if wanted.issubset(command) and f"SLURM_NODEID={node}".encode() in environment:
             return int(entry.name)
     return 0

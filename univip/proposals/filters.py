@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import numpy.typing as npt
+from numba import types
+
+from univip.proposals.machine_code import Store
 
 if TYPE_CHECKING:
     from univip.types import Boxes
+
+_store = Store("filters", "filters")
 
 
 def filter_boxes(
@@ -85,8 +89,18 @@ def filter_lists(
     return boxes[kept].astype(np.int32), np.concatenate([[0], counts.cumsum()])
 
 
-@numba.njit(cache=True, nogil=True)
-def _first_unlike(boxes, offsets, min_size_px, max_ratio, max_iou):  # type: ignore[no-untyped-def]
+@_store.compiled(
+    types.Tuple((types.int64[::1], types.int64[::1]))(  # type: ignore[no-untyped-call]
+        types.Array(types.int32, 2, "C", readonly=True),
+        types.Array(types.int64, 1, "C", readonly=True),
+        types.int64,
+        types.float64,
+        types.float64,
+    )
+)
+def _first_unlike(
+    boxes: Boxes, offsets: npt.NDArray[np.int64], min_size_px: int, max_ratio: float, max_iou: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of the kept boxes [K], and their number per image [N]; all arithmetic in 64 bits."""
     kept = np.empty(len(boxes), np.int64)
     counts = np.zeros(len(offsets) - 1, np.int64)
@@ -121,3 +135,6 @@ def _first_unlike(boxes, offsets, min_size_px, max_ratio, max_iou):  # type: ign
                 end += 1
         counts[image] = end - start
     return kept[:end], counts
+
+
+_store.publish()

@@ -31,7 +31,6 @@ import numpy as np
 from univip.data.decode import decode
 from univip.errors import ImageError, UnivipError
 from univip.proposals.cut import PATIENCE, search_seconds
-from univip.proposals.filters import filter_boxes
 from univip.proposals.search import prepare_engine, selective_search
 
 if TYPE_CHECKING:
@@ -79,8 +78,17 @@ class SearchResult(NamedTuple):
     seconds: float
 
 
+def load(engine: str) -> None:
+    """Load all that a search needs; the first call of a user on a kind of machine compiles it as well."""
+    from univip.proposals import filters  # noqa: F401 - numba: a second, which only who searches needs
+
+    prepare_engine(engine)
+
+
 def search_image(task: SearchTask, settings: SearchSettings) -> SearchResult:
     """Decode, search and filter one image."""
+    from univip.proposals.filters import filter_boxes
+
     start = time.perf_counter()
     try:
         image = decode(task.path, exif=settings.exif, max_pixels=settings.max_pixels, size=task.size)
@@ -239,7 +247,7 @@ def _serve(connection: Connection, settings: SearchSettings) -> None:
     for number in (signal.SIGINT, signal.SIGUSR2):  # Ctrl-C, and SLURM's warning before the time limit
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with_parent, daemon=True).start()
-    prepare_engine(settings.engine)
+    load(settings.engine)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # when the parent has no more use for it
         connection.send(None)
         while True:

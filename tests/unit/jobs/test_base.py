@@ -102,7 +102,7 @@ def test_the_first_stage_compiles_the_search_if_there_will_be_one(
     config, header = load(run_dir), load_header(run_dir)
     store(config, replace(header, kind=kind), run_dir)
     prepared: list[str] = []
-    monkeypatch.setattr(proposals, "prepare_engine", prepared.append)
+    monkeypatch.setattr(proposals.pool, "load", prepared.append)
 
     assert base.run_job("prepare", str(run_dir)) == 0
 
@@ -233,7 +233,7 @@ def test_slurm_gets_an_exit_status_and_a_job_that_asks_for_it_goes_back_to_the_q
     monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(code, cause))
 
     with pytest.raises(SystemExit) as ended:
-        base.run_slurm_job("evaluate", str(tmp_path))
+        base.run_slurm_task("evaluate", str(tmp_path))
 
     assert ended.value.code == code
     asked = tmp_path / "asked"
@@ -258,7 +258,7 @@ def test_a_job_that_goes_back_to_the_queue_is_not_given_an_unfit_node_again(
         failed_preflight(tmp_path, mine, "node3", "cuda:1: wrong", NullObserver())
 
     with pytest.raises(SystemExit):
-        base.run_slurm_job("evaluate", str(tmp_path))
+        base.run_slurm_task("evaluate", str(tmp_path))
 
     requeue, show, update = (tmp_path / "asked").read_text().splitlines()
     assert (requeue, show) == ("requeue 17", "show job --oneliner 17")
@@ -268,15 +268,13 @@ def test_a_job_that_goes_back_to_the_queue_is_not_given_an_unfit_node_again(
 def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(base, "_attempt", lambda *_: Outcome(0))
 
-    with pytest.raises(SystemExit) as ended:
-        base.run_slurm_job("evaluate", str(tmp_path))
-
-    assert ended.value.code == 0
+    base.run_slurm_task("evaluate", str(tmp_path))
 
 
-@pytest.mark.parametrize(("deaths", "code"), [(2, 0), (9, 1)])
-def test_an_agent_that_is_killed_is_started_again_within_the_same_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, code: int
+@pytest.mark.parametrize("kind", ["train", "shard:3"])
+@pytest.mark.parametrize("deaths", [2, 9])
+def test_work_that_is_killed_is_started_again_within_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, deaths: int
 ) -> None:
     """The stand-in for the interpreter kills itself a few times."""
     (tmp_path / "python").write_text(
@@ -286,10 +284,13 @@ def test_an_agent_that_is_killed_is_started_again_within_the_same_job(
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
 
-    assert base._keep_agent("/runs/a-1") == code
+    with pytest.raises(SystemExit) as ended:
+        base.run_slurm_job(kind, "/runs/a-1")
+
+    assert ended.value.code == (0 if deaths < 4 else 1)
 
     starts = (tmp_path / "starts").read_text().splitlines()
-    assert set(starts) == {"-m jobs.base slurm-agent /runs/a-1"}
+    assert set(starts) == {f"-m jobs.base in-slurm {kind} /runs/a-1"}
     assert len(starts) == min(deaths + 1, 4)
 
 

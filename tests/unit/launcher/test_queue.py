@@ -203,6 +203,31 @@ def test_a_job_that_slurm_did_not_put_back_is_stopped_and_says_what_had_stopped_
     assert read_state(run_dir) == RunState(State.stopped, "shards", "preemption", 0, "preempted")
 
 
+def test_a_shard_that_was_killed_with_all_its_processes_left_no_word(slurm: Slurm, run_dir: Path) -> None:
+    attempt(run_dir.parent / "proposals-1", "shard:0", "6_0")
+    slurm.says(squeue="6|COMPLETED|None\n6|FAILED|NonZeroExitCode\n")
+
+    state = read_state(run_dir)
+
+    assert (state.state, state.stage, state.cause) == (State.failed, "shards", "killed")
+
+
+def test_an_element_that_squeue_forgets_before_the_others_is_remembered(slurm: Slurm, run_dir: Path) -> None:
+    rest = "7|PENDING|DependencyNeverSatisfied\n"
+    slurm.says(squeue=f"6|CANCELLED|None\n6|COMPLETED|None\n{rest}")
+    before = read_state(run_dir)
+    slurm.says(squeue=f"6|COMPLETED|None\n{rest}")
+    later(run_dir.parent, 31)
+
+    assert before.state is State.cancelled
+    assert read_state(run_dir) == before
+
+    slurm.says(squeue=f"6|RUNNING|None\n{rest}")  # put back into the queue
+    later(run_dir.parent, 31)
+
+    assert read_state(run_dir) == RunState(State.running, "shards")
+
+
 def test_where_slurm_never_answered_a_run_is_what_its_files_say(slurm: Slurm, run_dir: Path) -> None:
     slurm.answers("squeue", "echo no controller >&2; exit 1")
     assert read_state(run_dir).state is State.queued

@@ -115,6 +115,27 @@ def test_pauses_grow_until_the_budget_is_spent_and_progress_refills_it(run_dir: 
     assert again.resubmit
 
 
+def test_each_shard_is_progress(run_dir: Path) -> None:
+    Request("proposals", [Stage("shards", "a-1")], submitted=1.0, id="r").save(run_dir)
+    write_json(
+        run_dir / "jobs.json", {"request": "r", "jobs": [{"stage": "shards", "run": "a-1", "id": "7"}]}
+    )
+    slurm_says(run_dir, "FAILED|NonZeroExitCode")
+    first = decide(run_dir, now=0.0)
+    assert first is not None
+    resubmitted(run_dir, first, times=5)
+    spent = decide(run_dir, now=0.0)
+    assert spent is not None
+    assert not spent.resubmit
+
+    (run_dir / "shards").mkdir()
+    (run_dir / "shards" / "shard-00000.json").write_text("{}")
+
+    refilled = decide(run_dir, now=0.0)
+    assert refilled is not None
+    assert refilled.resubmit
+
+
 def test_a_node_that_failed_its_preflight_is_left_out_if_slurm_still_has_it(run_dir: Path) -> None:
     slurm_says(run_dir, "FAILED|NonZeroExitCode")
     ended(run_dir, 1, "node_failure")

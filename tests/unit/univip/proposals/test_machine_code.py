@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from univip.proposals.compiled import Store
+from univip.proposals.machine_code import Store
 from univip.proposals.search import selective_search
 
+NAMES = "search", "compiled", "sorting"
 PROGRAM = """
 import sys
 import numpy as np
@@ -32,7 +33,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_first_of_two_is_published_and_the_other_cleans_up(root: Path) -> None:
-    first, second = Store(), Store()
+    first, second = Store(*NAMES), Store(*NAMES)
     for number, store in enumerate((first, second)):
         assert store.directory is not None
         (store.directory / "code").write_text(str(number))
@@ -41,12 +42,12 @@ def test_the_first_of_two_is_published_and_the_other_cleans_up(root: Path) -> No
 
     [final] = root.iterdir()
     assert (final / "code").read_text() == "0"
-    assert Store().directory == final
+    assert Store(*NAMES).directory == final
     assert final.stat().st_mode & 0o777 == root.stat().st_mode & 0o777 == 0o700
 
 
 def test_publishing_again_changes_nothing(root: Path) -> None:
-    store = Store()
+    store = Store(*NAMES)
     store.publish()
     store.publish()
 
@@ -54,7 +55,7 @@ def test_publishing_again_changes_nothing(root: Path) -> None:
 
 
 def test_a_process_that_ends_before_it_publishes_leaves_nothing(root: Path) -> None:
-    Store()._discard()
+    Store(*NAMES)._discard()
 
     assert list(root.iterdir()) == []
 
@@ -66,7 +67,7 @@ def test_a_directory_that_others_can_write_to_is_not_used(
     root.chmod(0o777)
 
     with caplog.at_level(logging.WARNING):
-        assert Store().directory is None
+        assert Store(*NAMES).directory is None
     assert "writable by this user alone" in caplog.text
     assert "XDG_CACHE_HOME" in caplog.text
 
@@ -75,13 +76,13 @@ def test_a_link_in_place_of_the_directory_is_not_used(root: Path, tmp_path: Path
     (tmp_path / "elsewhere").mkdir()
     root.symlink_to(tmp_path / "elsewhere")
 
-    assert Store().directory is None
+    assert Store(*NAMES).directory is None
 
 
 def test_without_a_place_to_write_everything_works_uncached(root: Path) -> None:
     root.parent.rmdir()
     root.parent.write_text("a file where a directory should be")
-    store = Store()
+    store = Store(*NAMES)
     store.publish()
 
     assert store.directory is None
