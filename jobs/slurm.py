@@ -24,7 +24,7 @@ _WARNS_EARLY_S = 90.0
 _ON_NODES = frozenset(
     {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING"}
 )
-# Words of `sacct` -> why an execution ended.
+# Words of `sacct` -> why an execution ended that left no word itself.
 _CAUSES = {
     "TIMEOUT": Cause.TIME_LIMIT,
     "DEADLINE": Cause.TIME_LIMIT,
@@ -34,7 +34,7 @@ _CAUSES = {
     "PREEMPTED": Cause.PREEMPTION,
     "REQUEUED": Cause.STOPPED,
     "CANCELLED": Cause.CANCELLED,
-    "FAILED": Cause.CRASH,
+    "FAILED": Cause.KILLED,  # what crashes says so itself
 }
 
 

@@ -52,6 +52,17 @@ class Cluster:
             timeout=120,
         )
 
+    def preempt(self, job_id: str) -> None:
+        """Let something more important come to the nodes of a job, for a second."""
+        nodes = self.job(job_id)["NodeList"]
+        count = len(self.run("scontrol", "show", "hostnames", nodes).split())
+        more_important = ["--qos=high", f"--nodelist={nodes}", f"--nodes={count}", "--exclusive"]
+        self.run("sbatch", *more_important, "--wrap=sleep 1", "--output=/dev/null")
+
+    def end_time(self, job_id: str) -> None:
+        """Let the time limit of a job that runs come in half a minute; SLURM else takes whole minutes."""
+        self.run("scontrol", "update", f"JobId={job_id}", "EndTime=now+30")
+
     def job(self, job_id: str) -> dict[str, str]:
         """What scontrol tells of a job."""
         shown = self.run("scontrol", "show", "job", "--oneliner", job_id)
@@ -110,6 +121,11 @@ class Runs:
         """Submit a pipeline and come back."""
         return Run(self, self.univip(*self.request(*overrides), **environment).splitlines()[-1])
 
+    def boxes(self) -> Run:
+        """The run that makes the boxes of the others."""
+        [directory] = self.folder.glob("proposals-*")
+        return Run(self, directory.name)
+
 
 class Run:
     """One run, as files and commands show it."""
@@ -137,6 +153,22 @@ class Run:
         jobs = json.loads((self.directory / "jobs.json").read_text(encoding="utf-8"))["jobs"]
         return next(job["id"] for job in jobs if job["stage"] == stage)
 
+    def restarts(self) -> list[str]:
+        """Why attempts or rounds were needed after the first, as the journal tells it."""
+        return [record["cause"] for record in self.records("restart")]
+
+    def processes(self, *words: str) -> list[int]:
+        """Process ids, as seen from outside of the nodes, of what works on the run with these arguments."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # no process, or one that has ended
+                continue
+            if {os.fsencode(word) for word in (*words, self.directory)}.issubset(command):
+                found.append(int(entry.name))
+        return found
+
     def digest(self) -> str:
         return self.runs.univip("digest", self.name)
 
@@ -150,6 +182,17 @@ class Run:
                 pytest.fail(f"waited {timeout_s:.0f} s for {what}\n{queue}\n{logs}\n{self.attempts()}")
             time.sleep(POLL_S)
         return value
+
+    def until_step(self, data_step: int) -> None:
+        self.until(lambda: self.reached() >= data_step, f"data step {data_step}", 240)
+
+    def until_running(self, attempts: int) -> None:
+        """Wait until an attempt has done some steps of its own."""
+        self.until(lambda: len(self.attempts()) >= attempts, f"attempt {attempts}")
+        self.until(
+            lambda: any(record["attempt"] == self.attempts()[-1].number for record in self.records("step")),
+            f"steps of attempt {attempts}",
+        )
 
     def until_done(self, timeout_s: float = 300) -> None:
         path = self.directory / "results" / "evaluate.json"
@@ -207,7 +250,7 @@ def new_runs(undisturbed: Run, tmp_path: Path) -> Callable[[str], Runs]:
 
     def make(name: str) -> Runs:
         folder = tmp_path / name
-        boxes = next(undisturbed.runs.folder.glob("proposals-*"))
+        boxes = undisturbed.runs.boxes().directory
         shutil.copytree(boxes, folder / boxes.name)
         return Runs(undisturbed.runs.cluster, folder, undisturbed.runs.photographs)
 

@@ -22,21 +22,11 @@ def worlds(run: Run) -> list[int]:
 
 
 def agent_of(run: Run, node: int) -> int:
-    """Process id, as seen from outside of the node, of the agent of one node of the job."""
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:  # no process, or one that has ended
-            continue
-        wanted = {b"in-slurm", b"train", os.fsencode(run.directory)}
-        if wanted.issubset(command) and f"SLURM_NODEID={node}".encode() in environment:
-            return int(entry.name)
+    """Process id of the agent of one node of the job."""
+    for pid in run.processes("in-slurm", "train"):
+        if f"SLURM_NODEID={node}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return pid
     return 0
-
-
-def until_step(run: Run, data_step: int) -> None:
-    run.until(lambda: run.reached() >= data_step, f"data step {data_step}", 240)
 
 
 def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job(
@@ -48,14 +38,14 @@ def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job
         "checkpoint.every_steps=10",
         "+cluster.extra.exclude=node4",
     )
-    until_step(run, 25)
+    run.until_step(25)
     assert worlds(run) == [4]
     assert len(run.attempts()) == 1
 
     # An agent that is killed on a node that lives takes part again.
     os.kill(agent_of(run, 1), signal.SIGKILL)
     run.until(lambda: len(worlds(run)) > 1 and worlds(run)[-1] == 4, "the agent to be back", 240)
-    until_step(run, run.reached() + 15)
+    run.until_step(run.reached() + 15)
     assert len(run.attempts()) == 1
 
     # A node without power is left out, and the job is kept.
@@ -65,7 +55,7 @@ def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job
     second = nodes[-2]
     runs.cluster.power("kill-node", second)
     run.until(lambda: worlds(run)[-1] == 2, "a world of one node", 120)
-    until_step(run, run.reached() + 15)
+    run.until_step(run.reached() + 15)
 
     # The first agent decides; if it is killed, its successor does, in a new attempt of the same job.
     os.kill(agent_of(run, 0), signal.SIGKILL)

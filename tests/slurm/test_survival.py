@@ -2,67 +2,79 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from conftest import Run, Runs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
-def restarts(run: Run) -> list[str]:
-    """Why attempts were needed after the first, as the journal tells it."""
-    return [record["cause"] for record in run.records("restart")]
+def test_a_pipeline_on_two_nodes_outlives_all_of_it_at_once(empty: Runs) -> None:
+    # The two time limits must come before the end, however fast the machine is.
+    request = [
+        "cluster.nodes.min=2",
+        "cluster.nodes.max=2",
+        "cluster.qos=low",
+        "train.max_steps=500",
+        "data.max_images=20",
+        "proposals.shard_images=1",
+    ]
+    cluster = empty.cluster
+    run = empty.submit(*request)
+    boxes = empty.boxes()
+    followed = empty.start("logs", run.name, "-f")
 
-
-def until_running(run: Run, attempts: int) -> None:
-    """Wait until an attempt has done some steps of its own."""
-    run.until(lambda: len(run.attempts()) >= attempts, f"attempt {attempts}")
-    run.until(
-        lambda: any(record["attempt"] == run.attempts()[-1].number for record in run.records("step")),
-        f"steps of attempt {attempts}",
-    )
-
-
-def test_preemption_requeue_and_time_limits_cost_no_step(new_runs: Callable[[str], Runs]) -> None:
-    # Two time limits of a minute must come before the end, however fast the machine is.
-    steps = "train.max_steps=400"
-    undisturbed = new_runs("undisturbed").submit(steps, "+cluster.extra.nodelist=node1")
-    runs = new_runs("runs")
-    cluster = runs.cluster
-    run = runs.submit(steps, "cluster.qos=low", "+cluster.extra.nodelist=node4")
+    # The process of one shard.
+    [victim, *_] = run.until(lambda: boxes.processes("in-slurm", "shard:3"), "shard 3")
+    os.kill(victim, signal.SIGKILL)
+    # What SLURM does.
+    run.until_running(1)
     job = run.job_id("train")
-
-    until_running(run, 1)
-    more_important = ["--qos=high", "--nodelist=node4", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
-    cluster.run("sbatch", *more_important)
-    until_running(run, 2)
-    cluster.run("scontrol", "requeue", job)
-    until_running(run, 3)
     cluster.power("restart-controller")
-    for attempt in (3, 4):
-        until_running(run, attempt)
-        # SLURM takes whole minutes; training from the start would need longer than what is left.
-        cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+30")
+    cluster.preempt(job)
+    for attempt in (2, 3):
+        run.until_running(attempt)
+        cluster.end_time(job)  # training from the start would need longer than what is left
         run.until(lambda: len(run.attempts()) > attempt, f"attempt {attempt + 1}")  # noqa: B023
         cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    assert run.status()["state"] in ("running", "queued")
+    run.until_running(4)
+    assert run.status()["state"] == "running"
+    # The power of the node that does not lead.
+    lost = cluster.run("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()[1]
+    cluster.power("kill-node", lost.removeprefix("node"))
+    run.until_running(5)
+    cluster.power("start-node", lost.removeprefix("node"))
     run.until_done()
-    undisturbed.until_done()
 
+    assert [attempt.cause for attempt in boxes.attempts("shard:3")] == ["killed", "done"]
+    assert {path.name for path in (boxes.directory / "shards").glob("*.json")} == {
+        f"shard-{number:05d}.json" for number in range(20)
+    }
     causes = [attempt.cause for attempt in run.attempts()]
-    assert causes == ["preemption", "stopped", "time_limit", "time_limit", "done"]
-    assert [attempt.exit_code for attempt in run.attempts()] == [75, 75, 75, 75, 0]
+    assert causes == ["preemption", "time_limit", "time_limit", "node_failure", "done"]
     assert {attempt.slurm_job_id for attempt in run.attempts()} == {job}
-    assert restarts(run) == ["preemption", "time_limit", "time_limit"]
-    # Each stopped at a checkpoint of the step it had reached: nothing was done twice.
-    data_steps = [record["data_step"] for record in run.records("step")]
-    assert data_steps == list(range(1, len(data_steps) + 1))
-    assert run.digest() == undisturbed.digest()
+    assert run.restarts() == causes[:-1]
+    # Each stopped at a checkpoint of the step it had reached; only the node that died cost some.
+    told = [(record["attempt"], record["data_step"]) for record in run.records("step")]
+    by_attempt = [[step for number, step in told if number == each.number] for each in run.attempts()]
+    assert [step for steps in by_attempt[:4] for step in steps] == list(range(1, by_attempt[3][-1] + 1))
+    assert by_attempt[3][-1] - by_attempt[4][0] < 40
+    assert by_attempt[4][-1] == 500
+    assert {record["world_size"] for record in run.records("round")} == {4}
+    said = followed.communicate(timeout=60)[0]
+    for number in range(1, 6):
+        assert f"attempts/{number:04d}/" in said, said
+    # And the same, while nobody does anything.
+    calm = empty.submit(*request, "--fork")
+    calm.until_done()
+    assert calm.name != run.name
+    assert [attempt.cause for attempt in calm.attempts()] == ["done"]
+    assert run.digest() == calm.digest()
 
 
 def test_a_node_that_loses_its_power_costs_the_steps_since_the_last_checkpoint(
@@ -70,7 +82,7 @@ def test_a_node_that_loses_its_power_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     cluster = runs.cluster
     run = runs.submit("checkpoint.every_steps=20")
-    until_running(run, 1)
+    run.until_running(1)
     run.until(lambda: run.reached() > 45, "data step 45")
     lost = run.attempts()[0].host
 
@@ -82,7 +94,7 @@ def test_a_node_that_loses_its_power_costs_the_steps_since_the_last_checkpoint(
     assert (first.exit_code, first.cause) == (None, "node_failure")
     assert second.host != lost
     assert first.slurm_job_id == second.slurm_job_id
-    assert restarts(run) == ["node_failure"]
+    assert run.restarts() == ["node_failure"]
     assert run.digest() == undisturbed.digest()
 
 
@@ -90,7 +102,7 @@ def test_a_job_that_an_administrator_cancels_stays_cancelled_and_can_be_resumed(
     undisturbed: Run, runs: Runs
 ) -> None:
     run = runs.submit()
-    until_running(run, 1)
+    run.until_running(1)
     runs.cluster.run("scancel", run.job_id("train"))
     run.until(lambda: run.status()["state"] == "cancelled", "the end", 60)
 
