@@ -148,7 +148,8 @@ def _prepare() -> None:
     # The same number of workers on each node: torch need not ask around who has how many.
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     # Its tracebacks are of its own waiting; what went wrong stands in the outcome files. And the first that
-    # is logged loads torch._dynamo, which takes seconds.
+    # is logged loads torch._dynamo, which takes seconds. Some loggers take their level from the variable.
+    os.environ["LOGLEVEL"] = "CRITICAL"
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -60,7 +60,10 @@ def run_job(kind: str, run_dir: str) -> int:
 
 
 def run_slurm_job(kind: str, run_dir: str) -> None:
-    """`run_job` as SLURM needs it: a bad end is an exit status, and 75 puts the job back into the queue.
+    """`run_job` as SLURM needs it: the end is an exit status, and 75 puts the job back into the queue.
+
+    It never returns to submitit, which would pickle a result that nobody reads, and fail if an execution
+    before this one was killed while it did so.
 
     srun does not start a task again that died, as by the system for want of memory. So the work is done by a
     process of its own, and this one, which does nothing that could kill it, starts the next.
@@ -73,9 +76,7 @@ def run_slurm_job(kind: str, run_dir: str) -> None:
     for _ in range(1 + _DEATHS):
         command = [sys.executable, "-m", "jobs.base", IN_SLURM, kind, run_dir]
         code = subprocess.run(command, check=False).returncode
-        if code == ExitCode.DONE:
-            return
-        if code > 0:
+        if code >= 0:
             raise SystemExit(code)
         sys.stderr.write(f"{kind} was killed by signal {-code}\n")
     raise SystemExit(ExitCode.CRASH)

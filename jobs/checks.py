@@ -38,6 +38,8 @@ def suggestion(key: str, config: Config | None = None) -> str:
         return f"{key}=/path/to/photographs"
     if key == "views.min_overlap" and config:
         return f"{key}={min(config.proposals.min_sizes)}"
+    if key == "cluster.nodes.max" and config and config.cluster.kind is ClusterKind.slurm:
+        return f"{key}={config.cluster.nodes.min}"
     value = _value(Config(), key)
     text = str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
     return f"{key}={text}"
@@ -111,6 +113,11 @@ def _together(config: Config) -> list[tuple[str, str, bool]]:
             "cluster.nodes.max",
             f"at least `cluster.nodes.min` = {nodes.min}, and 1 without SLURM",
             nodes.max >= nodes.min and (nodes.max == 1 or config.cluster.kind is ClusterKind.slurm),
+        ),
+        (
+            "cluster.gpu_type",
+            "empty beside `cluster.gres`, which says the type as well",
+            not (config.cluster.gres and config.cluster.gpu_type),
         ),
         ("cluster.signal_delay_s", "from 1 to 65535 seconds", 1 <= config.cluster.signal_delay_s <= 65535),
         (

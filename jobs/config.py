@@ -63,6 +63,7 @@ class ClusterConfig:
     nodes: NodesConfig = field(default_factory=NodesConfig)
     gpus_per_node: int = 8  # asked of SLURM for training and evaluation
     gpu_type: str = ""  # as the site calls it, such as a100
+    gres: str = ""  # instead of both, where a site wants that: of training, such as gpu:a100:8,nvme:1
     workers_per_node: int = 0  # training processes on a node; 0 = one per GPU, one if there is none
     account: str = ""
     partition: str = ""

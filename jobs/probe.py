@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -24,14 +25,16 @@ def look() -> dict[str, Any]:
     """This machine.
 
     Returns:
-        `host`, `python`, `time` (Unix, s); `torch` (its version; empty if it cannot be loaded, and `error`
-        says why), `cuda` (that torch was built for), `gpus` (names of those that torch sees); `driver` and
-        `driver_cuda` (the newest CUDA that the driver serves), empty without one.
+        `host`, `python`, `time` (Unix, s); `scontrol` (its path; empty without it); `torch` (its version;
+        empty if it cannot be loaded, and `error` says why), `cuda` (that torch was built for), `gpus` (names
+        of those that torch sees); `driver` and `driver_cuda` (the newest CUDA that the driver serves), empty
+        without one.
     """
     found: dict[str, Any] = {
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "time": time.time(),
+        "scontrol": shutil.which("scontrol") or "",
         "torch": "",
         "error": "",
         "cuda": "",

@@ -195,8 +195,14 @@ def _show(job_id: str) -> dict[str, str]:
         if "Invalid job id" in str(error.stderr):
             return {}
         raise
-    # Of values with spaces the rest is lost; none of them is needed here.
-    return {name: value for name, equals, value in (word.partition("=") for word in shown.split()) if equals}
+    # What a user may write freely stands before the user (the name of the job) or behind all that is needed
+    # here (comment, folder): the first of its name in between is SLURM's own word.
+    found: dict[str, str] = {}
+    for word in (shown.partition(" UserId=")[2] or shown).split():
+        name, equals, value = word.partition("=")
+        if equals:
+            found.setdefault(name, value)
+    return found
 
 
 def _seconds(text: str | None) -> float:

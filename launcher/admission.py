@@ -13,17 +13,19 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from jobs.config import ClusterConfig, Config
+from jobs.config import ClusterConfig, Config, NodesConfig
 from jobs.outcomes import read_json
-from launcher.doctor import Row, miss, ok, torch_and_gpus, warn
+from launcher.doctor import Level, Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import code_dir
-from launcher.sbatch import render_slurm, submit_probe, trial_jobs
-from launcher.site import Partition, Site, ask_site
+from launcher.sbatch import SlurmJob, render_slurm, submit_probe, trial_jobs
+from launcher.site import Partition, Site, ask_site, parse_gpus
 from launcher.slurm import ask, cancel_jobs, queue
+from univip.errors import ConfigError, UnivipError
 
 _TEST_TIMEOUT_S = 60
 _DEEP_TIMEOUT_S = 600.0  # in the queue and on the node
@@ -32,6 +34,7 @@ _ANSWER = "probe.json"
 _ASK_EVERY_S = 5.0
 _LATE_S = 60.0  # an answer may be, in the cache of a network file system
 _SKEW_S = 2.0
+_TRAINS = frozenset({"train", "evaluate"})  # stages that ask for what a training does
 
 
 def slurm(config: Config) -> Iterator[Row]:
@@ -43,6 +46,7 @@ def slurm(config: Config) -> Iterator[Row]:
         version = ask("sbatch", "--version").strip()
         pinged = ask("scontrol", "ping")
         site = ask_site()
+        queue()  # the options of squeue that are used are newer than SLURM itself
     except SlurmUnavailableError as error:
         yield miss("SLURM", _one_line(error.what), error.fix)
         return
@@ -81,6 +85,65 @@ def offers(site: Site, cluster: ClusterConfig) -> Iterator[Row]:
     else:
         limit = "no limit" if math.isinf(partition.max_time_h) else f"{partition.max_time_h:g} h"
         yield ok("time limit", f"{cluster.time_h:g} h; {partition.name} has {limit}")
+
+
+def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
+    """Refuse what SLURM would take and let wait for ever, unless it was told otherwise.
+
+    Args:
+        jobs: Of one request.
+        cluster: What they were made of.
+
+    Raises:
+        ConfigError: If a job may run for longer than its partition allows, or asks for more nodes than that
+            has.
+        SlurmUnavailableError: If there is no SLURM.
+    """
+    site = ask_site(asks_accounts=False)
+    partition = site.partition_of(cluster)
+    # Of several partitions another one may do, and a quality of service may lift the limits of all.
+    if partition is None or "," in cluster.partition or cluster.qos:
+        return
+    longest = partition.max_time_h
+    num_nodes = sum(nodes.count for nodes in site.nodes if nodes.partition == partition.name)
+    for job in jobs:
+        hours, key = job.parameters["time"] / 60, "time_h" if job.stage.kind in _TRAINS else "shard_time_h"
+        if hours > longest:
+            rest = "  # a longer training is requeued" if key == "time_h" else ""
+            fix = f"cluster.{key}={getattr(cluster, key) * longest / hours:g}{rest}"
+            found = f"{job.stage.kind} may run for {hours:g} h, but {partition.name} gives {longest:g} h"
+            raise _misfit(found, fix)
+        needed = job.parameters["nodes"]
+        if num_nodes and needed > num_nodes:  # of nodes that are hidden sinfo does not tell
+            found = f"{job.stage.kind} needs {needed} nodes, but {partition.name} has {num_nodes}"
+            raise _misfit(found, f"cluster.nodes.min={num_nodes}")
+
+
+def explain_refusal(
+    error: SlurmUnavailableError, kinds: Collection[str], cluster: ClusterConfig
+) -> UnivipError:
+    """What sbatch refused, with the option that would do, where SLURM answers and tells; else the error.
+
+    Args:
+        error: With what sbatch said.
+        kinds: Of the stages that were submitted.
+        cluster: What their jobs were made of.
+    """
+    if not _TRAINS.intersection(kinds):  # what only a training asks for is not to blame
+        cluster = replace(cluster, nodes=NodesConfig(), gpus_per_node=0, gpu_type="", gres="")
+        cluster = replace(cluster, cpus_per_task=cluster.shard_cpus, time_h=cluster.shard_time_h)
+    try:
+        rows = [row for row in offers(ask_site(), cluster) if row.level is Level.MISS]
+    except SlurmUnavailableError:
+        return error
+    if rows:
+        return _misfit(f"{rows[0].found}; sbatch said: {error.what.partition(': ')[2]}", rows[0].fix)
+    return ConfigError(error.what, where=error.where, fix="univip doctor ...  # with the same key=value")
+
+
+def _misfit(found: str, fix: str) -> ConfigError:
+    what = f"SLURM must have what the jobs ask for, but has not: {found}."
+    return ConfigError(what, where="`scontrol show partition` and `sinfo`", fix=fix)
 
 
 def _charged(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator[Row]:
@@ -123,8 +186,21 @@ def _nodes(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator
         yield miss("nodes", f"no node of {partition.name} can be used now", f"sinfo -p {partition.name} -R")
         return
     all_kinds = "; ".join(map(str, kinds))
+    gpus = parse_gpus(cluster.gres) if cluster.gres else {cluster.gpu_type: cluster.gpus_per_node}
+    for kind, count in gpus.items():
+        most = max(nodes.count_gpus(kind) for nodes in kinds)
+        if count > most:
+            asked, fix = f"gpus_per_node={count}", f"cluster.gpus_per_node={most}"
+            if kind and not most:
+                types = sorted({name for nodes in kinds for name in nodes.gpus})
+                near = difflib.get_close_matches(kind, types, n=1, cutoff=0.0)
+                asked, fix = f"gpu_type={kind}", f"cluster.gpu_type={near[0] if near else ''}"
+            if cluster.gres:
+                asked, fix = f"gres={cluster.gres}", "cluster.gres=...  # as the nodes have it"
+            found = f"no node of {partition.name} has cluster.{asked}; there are {all_kinds}"
+            yield miss("nodes", found, fix)
+            return
     for key, value, most in (
-        ("gpus_per_node", cluster.gpus_per_node, max(nodes.num_gpus for nodes in kinds)),
         ("cpus_per_task", cluster.cpus_per_task, max(nodes.cpus for nodes in kinds)),
         ("mem_gb", cluster.mem_gb, max(nodes.memory_mb for nodes in kinds) // 1024),
     ):
@@ -135,7 +211,7 @@ def _nodes(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator
     fitting = sum(
         nodes.count
         for nodes in kinds
-        if nodes.num_gpus >= cluster.gpus_per_node
+        if all(nodes.count_gpus(kind) >= count for kind, count in gpus.items())
         and nodes.cpus >= cluster.cpus_per_task
         and nodes.memory_mb >= cluster.mem_gb * 1024
     )
@@ -206,6 +282,9 @@ def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
             return
         seen = (folder / _ANSWER).stat().st_mtime
     yield ok("node", f"{found['host']} ran job {job_id}, and sees {runs}; Python {found['python']}")
+    if not found["scontrol"]:
+        what = f"{found['host']} has no scontrol where Python runs, so no job can queue itself again"
+        yield warn("node requeue", what, "univip supervise  # does it from outside")
     skew_s = found["time"] - seen
     # The file was made after the clock was read, and after torch was loaded.
     if skew_s > _SKEW_S:

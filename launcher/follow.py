@@ -35,7 +35,8 @@ def follow(run_dir: Path) -> bool:
     request = Request.load(run_dir)
     if state.state is State.done or (request and not request.remaining(run_dir.parent)):
         return True
-    render.say(f"{state.state} in {state.stage}: {state.cause or state.message or 'without a word'}")
+    why = ": ".join(filter(None, [state.cause, state.message]))
+    render.say(f"{state.state} in {state.stage}: {why or 'without a word'}")
     render.say(*_last_words(run_dir, state))
     render.say(what_next(run_dir, "logs RUN", "show RUN", "resume RUN"))
     return False

@@ -47,6 +47,7 @@ class Plan:
             run that is asked for, or where another user has made them.
         refused: Names of the photographs left out, by reason.
         unfit: Nodes of SLURM that its jobs shall not be given, beside those that the configuration excludes.
+        most_elements: Of an array; the site may allow fewer than this, which is what most do.
     """
 
     config: Config
@@ -57,6 +58,7 @@ class Plan:
     data_steps: int
     refused: dict[str, list[str]]
     unfit: tuple[str, ...] = ()
+    most_elements: int = 1000
 
     @property
     def run_dir(self) -> Path:

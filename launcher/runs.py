@@ -21,6 +21,7 @@ from jobs.requests import CANCELLED_FILE, SUPERVISOR_FILE, Request, Stage, stage
 from launcher.errors import RefusedError, RunNotFoundError
 from launcher.queue import look
 from launcher.slurm import NEVER, JobState
+from univip.errors import UnivipError
 
 RUNS_VARIABLE = "UNIVIP_RUNS"
 JOBS_FILE = "jobs.json"  # of SLURM: which job does which stage
@@ -151,7 +152,7 @@ def is_foreign(run_dir: Path) -> bool:
         return False
 
 
-def refuse_foreign(run_dir: Path) -> None:
+def refuse_foreign(run_dir: Path, verb: str = "resume", *, fix: str = FORK) -> None:
     """Refuse a run directory of another user: it can be looked at, but not gone on with.
 
     Raises:
@@ -159,9 +160,9 @@ def refuse_foreign(run_dir: Path) -> None:
     """
     if is_foreign(run_dir):
         raise RefusedError(
-            f"run `{run_dir.name}` must be yours to resume, but belongs to user {run_dir.stat().st_uid}.",
+            f"run `{run_dir.name}` must be yours to {verb}, but belongs to user {run_dir.stat().st_uid}.",
             where=str(run_dir),
-            fix=FORK,
+            fix=fix,
         )
 
 
@@ -188,13 +189,14 @@ def find_run(name: str) -> Path:
     if exact := [run for run in runs if run.name == name]:
         return exact[0]
     private = root / name
-    if private.parent == root and private.is_dir() and not os.access(private, os.R_OK | os.X_OK):
+    is_there = os.path.isdir(private)  # noqa: PTH112 - of a name that no file can have it says no
+    if private.parent == root and is_there and not os.access(private, os.R_OK | os.X_OK):
         raise RefusedError(
             f"run `{name}` must be readable, but belongs to user {private.stat().st_uid} and is private.",
             where=str(root),
             fix=FORK,
         )
-    found = [run for run in runs if run.name.startswith(name)]
+    found = [run for run in runs if name and run.name.startswith(name)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -307,9 +309,17 @@ def _ended_in_slurm(
         return RunState(State.stopped, stage.kind, _CAUSES[job.state], number, message)
     if last and last.exit_code not in (None, ExitCode.REQUEUE, ExitCode.DONE):
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
-    if job and job.state == "FAILED":
+    if job and job.state == "FAILED" and not (last and last.exit_code == ExitCode.REQUEUE):
+        message = f"SLURM says that job {job_id} failed"
+        if last is None:
+            error = UnivipError(
+                f"job {job_id} must begin its work, but has failed before it could leave a word.",
+                where=f"scontrol show job {job_id}  # names its node",
+                fix="univip doctor cluster=slurm --deep  # does a node see the folder of the runs?",
+            )
+            message = str(error)
         why = Cause.KILLED if last and last.ended is None else Cause.UNKNOWN
-        return RunState(State.failed, stage.kind, str(why), number, f"SLURM says that job {job_id} failed")
+        return RunState(State.failed, stage.kind, str(why), number, message)
     cause = last.cause if last and last.cause != Cause.STOPPED else ""
     return RunState(State.stopped, stage.kind, cause, number, last.message if last else "")
 

@@ -7,12 +7,14 @@ command.
 
 from __future__ import annotations
 
+import io
 import math
 import pkgutil
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from jobs.requests import Stage
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import freeze
 from launcher.plan import Plan
-from launcher.slurm import cancel_jobs
+from launcher.slurm import withdraw_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
-_MAX_ELEMENTS = 1000  # of an array: `MaxArraySize` is 1001 where nobody set it
+_GPU_COUNT = re.compile(r"\b(gpu(?::[^:,()]+)?):\d+")  # in a list of generic resources
 _ENTRY = "jobs.base:run_slurm_job"
 _PROBE_MIN = 5  # the first torch of a node comes slowly from a network file system
 
@@ -60,7 +62,7 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
         ConfigError: If a value cannot be put on an #SBATCH line.
     """
     runs = Path(plan.config.paths.runs)
-    _refuse_control_characters(plan.config)
+    _refuse_unwritable(plan.config)
     cluster = plan.config.cluster
     if plan.unfit:
         excluded = ",".join([*filter(None, [cluster.extra.get("exclude")]), *plan.unfit])
@@ -109,7 +111,7 @@ def trial_jobs(config: Config, run_dir: Path) -> dict[str, SlurmJob]:
     Raises:
         ConfigError: If a value cannot be put on an #SBATCH line.
     """
-    _refuse_control_characters(config)
+    _refuse_unwritable(config)
     return {
         kind: SlurmJob(
             Stage(kind, run_dir.name),
@@ -163,13 +165,15 @@ def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: st
         for job in jobs:
             executor = SlurmExecutor(job.folder, python=_starter(job, code))
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
-            submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
+            with redirect_stderr(io.StringIO()):  # what sbatch says stands in the error, too
+                submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
     except (RuntimeError, FileNotFoundError, FailedJobError, FailedSubmissionError) as error:
         if ids:
-            cancel_jobs(ids, now=False)
+            withdraw_jobs(ids)
         raise SlurmUnavailableError(
             f"SLURM must accept the jobs, but did not: {' '.join(str(error).split())}",
+            where=f"{jobs[len(ids)].stage.kind} of {jobs[len(ids)].stage.run}",
             fix="cluster=local; or, on a login node, cluster.partition= and cluster.account= of your site",
         ) from error
     return ids
@@ -187,9 +191,9 @@ def _starter(job: SlurmJob, code: Path) -> str:
 def _shards(plan: Plan) -> list[str]:
     """Kinds of the elements of the array: an unfinished shard each, or several where SLURM takes no more."""
     left = plan.shards_left
-    if len(left) <= _MAX_ELEMENTS:
+    if len(left) <= plan.most_elements:
         return [f"shard:{number}" for number in left]
-    return [f"shard:{number}/{_MAX_ELEMENTS}" for number in range(_MAX_ELEMENTS)]
+    return [f"shard:{number}/{plan.most_elements}" for number in range(plan.most_elements)]
 
 
 def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> dict[str, Any]:
@@ -207,10 +211,14 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
         # A lost node ends neither the allocation nor the other agents.
         extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}
         srun += ["--ntasks-per-node=1", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
+    gres = _GPU_COUNT.sub(r"\1:1", cluster.gres) if evaluates else cluster.gres
+    if cluster.gres:  # says how many
+        gpus = 0
     asked = {
         **{name: getattr(cluster, name) for name in _TEXTS},
         "mem": f"{math.ceil(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
         "gpus_per_node": f"{cluster.gpu_type}:{gpus}" if gpus and cluster.gpu_type else gpus,
+        "gres": gres if is_heavy else "",
         # Of a range of nodes it would make SLURM give the fewest: as many as the tasks it then counts need.
         "ntasks_per_node": 0 if trains else 1,
     }
@@ -225,7 +233,8 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
         "wckey": None,  # submitit's own; a cluster that checks them would refuse it
         "setup": list(cluster.setup) or None,
         "srun_args": srun,
-        "additional_parameters": extra | dict(cluster.extra),
+        # An empty value makes a flag, such as `exclusive`.
+        "additional_parameters": extra | {name: value or True for name, value in cluster.extra.items()},
         **{name: value for name, value in asked.items() if value},
     }
 
@@ -234,27 +243,28 @@ def _dependency(job_id: str | None) -> dict[str, str]:
     return {"dependency": f"afterok:{job_id}"} if job_id else {}
 
 
-def _refuse_control_characters(config: Config) -> None:
-    """Every text that reaches a script must stay on its line, and a path must mean itself to SLURM."""
-    cluster = config.cluster
-    texts = {f"cluster.{name}": getattr(cluster, name) for name in (*_TEXTS, "gpu_type")}
-    texts |= {f"cluster.python[{number}]": word for number, word in enumerate(cluster.python)}
-    texts |= {f"cluster.setup[{number}]": line for number, line in enumerate(cluster.setup)}
-    texts |= {f"cluster.extra.{name}": value for name, value in cluster.extra.items()}
-    texts["paths.runs"] = config.paths.runs
-    for key, text in texts.items():
+def _refuse_unwritable(config: Config) -> None:
+    """Every text that reaches a script must stay on its line and mean itself to SLURM."""
+    cluster, runs = config.cluster, config.paths.runs
+    for_sbatch = {f"cluster.{name}": getattr(cluster, name) for name in (*_TEXTS, "gpu_type", "gres")}
+    for_sbatch |= {f"cluster.extra.{name}": value for name, value in cluster.extra.items()}
+    for_sbatch["paths.runs"] = runs
+    for_shell = {f"cluster.python[{number}]": word for number, word in enumerate(cluster.python)}
+    for_shell |= {f"cluster.setup[{number}]": line for number, line in enumerate(cluster.setup)}
+    for key, text in (for_sbatch | for_shell).items():
         if not text.isprintable():
-            raise ConfigError(
-                f"`{key}` must be one line of printable text, but is {text!r}.", fix=f"{key}=..."
-            )
+            raise _unwritable(key, f"one line of printable text, but is {text!r}")
+        # Between single quotes, too, where a shell would leave it alone: it can end them.
+        if "\\" in text and key in for_sbatch:
+            raise _unwritable(key, f"free of `\\`, which sbatch takes for itself, but is `{text}`")
     for name in cluster.extra:
         if not re.fullmatch("[a-z][a-z-]*", name):
-            raise ConfigError(
-                f"`cluster.extra` must name sbatch options such as `gres`, but names {name!r}.",
-                fix="+cluster.extra.gres=gpu:8",
-            )
-    if "%" in config.paths.runs:
-        raise ConfigError(
-            f"`paths.runs` must be free of `%`, which SLURM replaces, but is `{config.paths.runs}`.",
-            fix="paths.runs=...",
-        )
+            rule = f"options of sbatch such as `mail-user`, but has {name!r}"
+            raise _unwritable("cluster.extra", rule, "{mail-user:me}")
+    if "%" in runs:
+        raise _unwritable("paths.runs", f"free of `%`, which SLURM replaces, but is `{runs}`")
+
+
+def _unwritable(key: str, rule: str, example: str = "...") -> ConfigError:
+    where = "the command line, or configs/site/local.yaml"
+    return ConfigError(f"`{key}` must be {rule}.", where=where, fix=f"{key}={example}")

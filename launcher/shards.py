@@ -122,11 +122,18 @@ def _stragglers(
     started: dict[int, float] = {}
     for attempt in attempts:
         if attempt.stage.startswith("shard") and attempt.ended is None and attempt.is_alive():
-            if attempt.stage == "shards":  # one after the other: it is at the one that it told of last
-                begun = [each for each in records if each["kind"] == "shard" and each["state"] == "running"]
-                started |= {each["shard"]: float(each["time"]) for each in begun[-1:]}
-            else:
-                started[int(attempt.stage.partition(":")[2])] = attempt.started
+            number = attempt.stage.partition(":")[2]
+            if number.isdigit():
+                started[int(number)] = attempt.started
+                continue
+            # One shard after the other (`shards`, or `shard:N/S`): it is at the one that it told of last.
+            begun = [
+                each
+                for each in records
+                if each["kind"] == "shard" and each["state"] == "running"
+                if each["attempt"] == attempt.number
+            ]
+            started |= {each["shard"]: float(each["time"]) for each in begun[-1:]}
     running = {shard: since for shard, since in started.items() if shard not in finished}
     if not running:
         return []

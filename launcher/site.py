@@ -62,7 +62,11 @@ class Nodes:
     @property
     def num_gpus(self) -> int:
         """Of one node."""
-        return sum(self.gpus.values())
+        return self.count_gpus("")
+
+    def count_gpus(self, kind: str) -> int:
+        """GPUs of one type on one node; of any type where that is empty."""
+        return self.gpus.get(kind, 0) if kind else sum(self.gpus.values())
 
     def __str__(self) -> str:
         gres = ",".join(f"gpu:{kind}{':' * bool(kind)}{count}" for kind, count in self.gpus.items())
@@ -107,14 +111,19 @@ class Site:
         return cluster.account or self.default_account
 
 
-def ask_site() -> Site:
+def ask_site(*, asks_accounts: bool = True) -> Site:
     """Ask SLURM.
+
+    Args:
+        asks_accounts: Also ask the accounting, which may be slow.
 
     Raises:
         SlurmUnavailableError: If it does not answer; missing accounting is no error.
     """
     partitions = parse_partitions(ask("scontrol", "show", "partition", "--oneliner"))
     nodes = parse_nodes(ask("sinfo", "--noheader", "--exact", f"--format={_SINFO}"))
+    if not asks_accounts:
+        return Site(partitions, nodes, None)
     user = getpass.getuser()
     show = ["sacctmgr", "--noheader", "--parsable2", "show"]
     try:
@@ -147,20 +156,25 @@ def parse_nodes(listed: str) -> list[Nodes]:
     found = []
     for line in listed.splitlines():
         partition, count, cpus, memory, state, gres = line.strip().split("|")
-        gpus: dict[str, int] = {}
-        for kind, number in _GPUS.findall(gres):
-            gpus[kind] = gpus.get(kind, 0) + int(number)
         found.append(
             Nodes(
                 partition,
                 int(count),
                 int(cpus.rstrip("+")),
                 int(memory.rstrip("+")),
-                gpus,
+                parse_gpus(gres),
                 is_usable=not state.startswith(_UNUSABLE) and not state.endswith("*"),
             )
         )
     return found
+
+
+def parse_gpus(gres: str) -> dict[str, int]:
+    """GPUs by type in a list of generic resources, such as `gpu:a100:8(S:0-1),nvme:1`."""
+    gpus: dict[str, int] = {}
+    for kind, number in _GPUS.findall(gres):
+        gpus[kind] = gpus.get(kind, 0) + int(number)
+    return gpus
 
 
 def parse_associations(listed: str) -> list[Association]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,6 +92,25 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
     _run(["scancel", "--quiet", "--state=RUNNING", "--signal=USR2", *job_ids])
 
 
+def array_limit() -> int:
+    """Elements that an array may have at this site; 1000 at most, with which `status` stays quick.
+
+    Raises:
+        SlurmUnavailableError: If scontrol is missing or does not answer.
+    """
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]), re.MULTILINE)
+    return min(int(found[1]), 1000) if found else 1000
+
+
+def withdraw_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel jobs that should not have been submitted; one that runs already is not to queue itself again.
+
+    Raises:
+        SlurmUnavailableError: If scancel is missing or does not answer.
+    """
+    _run(["scancel", "--quiet", *job_ids])
+
+
 def ask(*command: str) -> str:
     """What a command of SLURM prints that only looks.
 
@@ -127,15 +149,20 @@ def _run(command: list[str]) -> str:
             done.check_returncode()
     except FileNotFoundError as error:
         raise SlurmUnavailableError(
-            f"`{command[0]}` must be on the PATH, but is not.", fix="use a login node of the cluster"
+            f"`{command[0]}` must be on the PATH, but is not.",
+            where=f"PATH={os.environ.get('PATH', '')}",
+            fix="use a login node of the cluster, or cluster=local",
         ) from error
     except subprocess.TimeoutExpired as error:
         raise SlurmUnavailableError(
-            f"`{command[0]}` must answer, but has not for {_TIMEOUT_S} s.", fix="try again later"
+            f"`{command[0]}` must answer, but has not for {_TIMEOUT_S} s.",
+            where=shlex.join(command),
+            fix="try again later",
         ) from error
     except subprocess.CalledProcessError as error:
         raise SlurmUnavailableError(
             f"`{command[0]}` must succeed, but said: {error.stderr.strip()}",
+            where=shlex.join(command),
             fix="sinfo  # does SLURM answer?",
         ) from error
     return done.stdout

@@ -25,14 +25,15 @@ from jobs.config import ClusterKind, Config, RunHeader, RunKind, load, load_head
 from jobs.identity import differing, is_site
 from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
-from launcher.errors import RefusedError
+from launcher.admission import explain_refusal, refuse_endless
+from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.freeze import ENVIRONMENT_FILE, code_dir, freeze, frozen
 from launcher.local import start_local
 from launcher.plan import Plan
 from launcher.queue import forget
 from launcher.runs import JOBS_FILE, Owner, SubmittedJobs, free_sibling, is_foreign, refuse_foreign
 from launcher.sbatch import slurm_jobs, submit_slurm
-from launcher.slurm import living_jobs
+from launcher.slurm import array_limit, living_jobs
 from univip.checkpoint import layout
 from univip.config import SEARCH
 from univip.errors import ConfigError
@@ -93,6 +94,9 @@ def submit(
             remaining = plan.request.remaining(runs)
             if (run_dir / CONFIG_FILE).exists() and not remaining:
                 return Submission(run_dir, [], is_new=False, message="done already")
+            if plan.config.cluster.kind is ClusterKind.slurm:
+                plan = replace(plan, most_elements=array_limit())
+                refuse_endless(slurm_jobs(plan, remaining), plan.config.cluster)
             kept = _kept(plan)
             plan = _remember_unfinished(plan)
             _write_run(run_dir, plan.config, plan.header)
@@ -161,7 +165,10 @@ def _start_in_slurm(
     mine = [stage for stage in remaining if stage not in others]
     if not code.is_dir():
         freeze(run_dir)
-    ids = submit_slurm(slurm_jobs(plan, mine), code, after=under_way.get("merge", ""))
+    try:
+        ids = submit_slurm(slurm_jobs(plan, mine), code, after=under_way.get("merge", ""))
+    except SlurmUnavailableError as error:
+        raise explain_refusal(error, {stage.kind for stage in mine}, plan.config.cluster) from error
     forget(run_dir.parent)
     found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
     for run in {stage.run for stage, _ in found} | {run_dir.name}:

@@ -30,7 +30,12 @@ class UnivipError(Exception):
             lines.append(f"  where: {self.where}")
         if self.fix:
             lines.append(f"  fix:   {self.fix}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """Text as one line that does nothing to a terminal: a name of a file, say, may hold anything."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class ConfigError(UnivipError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 from pathlib import Path
@@ -12,7 +13,15 @@ import click
 from jobs.requests import CANCELLED_FILE
 from launcher.cli import completing
 from launcher.errors import RefusedError
-from launcher.runs import Owner, SubmittedJobs, all_runs, find_run, read_state, what_next
+from launcher.runs import (
+    Owner,
+    SubmittedJobs,
+    all_runs,
+    find_run,
+    read_state,
+    refuse_foreign,
+    what_next,
+)
 
 
 @click.command()
@@ -23,6 +32,7 @@ def command(run: str, now: bool) -> None:
     from jobs.attempts import living_attempts
 
     run_dir = find_run(run)
+    refuse_foreign(run_dir, "cancel", fix=f"ask its owner; stat -c %U {shlex.quote(str(run_dir))}")
     owner = Owner.load(run_dir)
     if owner and owner.is_alive():
         _signal(run_dir, owner.pid, owner.host, signal.SIGINT if now else signal.SIGTERM)

@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
     except click.UsageError as error:
         usage = error.ctx.command_path if error.ctx else "univip"
         what = " ".join(error.format_message().split())  # click lists choices one a line
-        click.echo(f"univip: {what}\n  fix:   {usage} --help", err=True)
+        click.echo(f"univip: {UnivipError(what, where='the command line', fix=f'{usage} --help')}", err=True)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED

@@ -37,15 +37,17 @@ def ask(cluster: Cluster, folder: Path, *words: str) -> tuple[int, dict[str, dic
 
 
 def test_a_sound_cluster_is_sound_and_a_node_sees_the_runs(cluster: Cluster, tmp_path: Path) -> None:
-    code, rows = ask(cluster, tmp_path, "--deep")
+    folder = tmp_path / 'it\'s $(touch pwned) "é"'  # a job is sent there, and writes there
+    code, rows = ask(cluster, folder, "--deep")
 
     assert code == 0, rows
     for check in ("SLURM", "partition", "account", "nodes", "time limit", "job train", "node"):
         assert rows[check]["level"] == "OK", rows[check]
+    assert "node requeue" not in rows
     assert "has no NVIDIA driver" in rows["node torch"]["found"]  # its GPUs are claims
     assert "shared" not in rows
     assert "node" in rows["node"]["found"].partition(" ran job ")[0]  # node1, not this machine
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert list((folder / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,9 @@ def test_a_sound_cluster_is_sound_and_a_node_sees_the_runs(cluster: Cluster, tmp
         ("cluster.account=nobody", "account"),
         ("cluster.qos=urgent", "qos"),
         ("cluster.gpus_per_node=9", "nodes"),
+        ("cluster.gres=gpu:9", "nodes"),
+        ("cluster.gres=tpu:1", "job train"),
+        ("cluster.gpu_type=h100", "nodes"),
         ("cluster.time_h=72", "time limit"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -154,3 +155,20 @@ def test_nothing_trains_on_a_node_that_failed_its_preflight(
     [record] = [record for record in read(tmp_path) if record["kind"] == "preflight"]
     assert (record["host"], record["what"]) == ("node1", what)
     assert unfit.unfit_hosts(tmp_path, now=record["time"]) == ["node1"]
+
+
+def test_nothing_that_torch_logs_of_a_lost_worker_loads_its_compiler() -> None:
+    """The first record that is written out does, which takes an agent seconds while its workers are dead."""
+    code = (
+        "import logging, sys; from jobs import agent; agent._prepare()\n"
+        "from jobs import elastic, nodes\n"
+        "names = [name for name in logging.root.manager.loggerDict if name.startswith('torch.')]\n"
+        "names = [name for name in names if '.elastic' in name or '.multiprocessing' in name]\n"
+        "assert len(names) > 5, names\n"
+        "for name in names: logging.getLogger(name).error('a worker is gone')\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")

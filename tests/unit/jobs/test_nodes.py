@@ -21,6 +21,9 @@ HERE = Execution("17", 0, 0, 2)
 THERE = Execution("17", 0, 1, 2)
 
 
+endpoint = nodes._endpoint
+
+
 @pytest.fixture(autouse=True)
 def _fast_and_on_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
@@ -203,3 +206,16 @@ def test_a_node_that_failed_its_preflight_is_not_waited_for_and_told_once() -> N
     first.end(2, outcome)
     assert stays_out() == outcome
     follower.close()
+
+
+def test_what_is_left_of_an_execution_is_not_asked_by_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after a requeue, nor by jobs of the same user on the same node."""
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[08-09]")
+    jobs = [Execution(str(number), restart, 0, 2) for number in range(990, 1000) for restart in range(7)]
+
+    hosts, ports = zip(*map(endpoint, jobs), strict=True)
+
+    assert set(hosts) == {"gpu08"}
+    assert len(set(ports)) == len(jobs)
+    assert all(1024 < port < 65536 for port in ports)
+    assert endpoint(Execution("17", 0, 0, 1)) == ("localhost", 0)

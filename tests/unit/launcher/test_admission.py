@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from jobs import probe
 from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig
+from jobs.outcomes import write_json
 from launcher import admission
-from launcher.admission import offers, slurm
+from launcher.admission import explain_refusal, offers, refuse_endless, slurm
 from launcher.doctor import Level, Row
+from launcher.errors import SlurmUnavailableError
+from launcher.sbatch import trial_jobs
 from launcher.site import Association, Nodes, Partition, Site
+from univip.errors import ConfigError
 
 SITE = Site(
     {
@@ -90,6 +95,33 @@ def test_a_user_without_any_account_is_told_so() -> None:
     assert "you have none here" in row.found
 
 
+@pytest.mark.parametrize(
+    ("cluster", "found", "fix"),
+    [
+        (ClusterConfig(gres="gpu:9"), "no node of gpu has cluster.gres=gpu:9", "cluster.gres="),
+        (ClusterConfig(gres="gpu:h100:1"), "no node of gpu has cluster.gres=gpu:h100:1", "cluster.gres="),
+        (ClusterConfig(gpu_type="a10"), "no node of gpu has cluster.gpu_type=a10", "cluster.gpu_type=a100"),
+        (
+            ClusterConfig(gpu_type="v100"),
+            "no node of gpu has cluster.gpus_per_node=8",
+            "cluster.gpus_per_node=4",
+        ),
+    ],
+    ids=str,
+)
+def test_a_type_of_gpu_or_a_resource_that_no_node_has_is_missing(
+    cluster: ClusterConfig, found: str, fix: str
+) -> None:
+    [row] = bad(cluster)
+
+    assert row.found.startswith(found)
+    assert row.fix.startswith(fix)
+
+
+def test_generic_resources_that_the_nodes_have_are_all_right() -> None:
+    assert bad(ClusterConfig(gres="gpu:v100:4,nvme:1")) == []
+
+
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Commands of SLURM that print what a real one does."""
@@ -102,6 +134,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "scontrol": 'if [ "$1" = ping ]; then echo "Slurmctld(primary) at login is UP"; else\n'
         'echo "PartitionName=gpu AllowAccounts=ALL AllowQos=ALL Default=YES MaxTime=2-00:00:00 State=UP"\nfi',
         "sinfo": 'echo "gpu|2|64|500000|idle|gpu:8"',
+        "squeue": "exit 0",
         "sacctmgr": 'echo "You are not running a supported accounting_storage plugin" >&2; exit 1',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -157,6 +190,34 @@ def test_without_sbatch_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.Mo
     assert (row.level, row.check) == (Level.MISS, "SLURM")
 
 
+def test_a_squeue_that_lacks_an_option_is_found_before_a_run_needs_it(commands: Path, tmp_path: Path) -> None:
+    (commands / "squeue").write_text("#!/bin/sh\necho \"squeue: unrecognized option '--me'\" >&2; exit 1\n")
+    (commands / "squeue").chmod(0o755)
+
+    [row] = slurm(config(tmp_path))
+
+    assert (row.level, row.check) == (Level.MISS, "SLURM")
+    assert "unrecognized option '--me'" in row.found
+
+
+@pytest.mark.parametrize(("scontrol", "checks"), [("/usr/bin/scontrol", []), ("", ["node requeue"])])
+def test_a_node_without_scontrol_is_told_of(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str, checks: list[str]
+) -> None:
+    """Such as the inside of a container: a job there cannot put itself back into the queue."""
+
+    def submit(config: Config, folder: Path, name: str) -> str:
+        write_json(folder / name, {**probe.look(), "scontrol": scontrol})
+        return "9"
+
+    monkeypatch.setattr(admission, "submit_probe", submit)
+
+    rows = list(admission.deep(config(tmp_path), pytest.fail))
+
+    assert [row.check for row in rows if row.check == "node requeue"] == checks
+    assert all("univip supervise" in row.fix for row in rows if row.check == "node requeue")
+
+
 def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
     commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,3 +237,91 @@ def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
     assert "job 9 has ended (FAILED), and left no answer" in row.found
     assert row.found.endswith("No module named 'univip'")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def refuse(cluster: ClusterConfig, *kinds: str) -> None:
+    jobs = trial_jobs(Config(cluster=cluster), Path("/runs/a-1"))
+    refuse_endless([jobs[kind] for kind in kinds], cluster)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "kind", "found", "fix"),
+    [
+        (ClusterConfig(time_h=72), "train", "train may run for 72 h, but gpu gives 48", "cluster.time_h=48"),
+        (ClusterConfig(shard_time_h=96), "shards", "shards may run for 96 h", "cluster.shard_time_h=48"),
+        (ClusterConfig(nodes=NodesConfig(3, 4)), "train", "3 nodes, but gpu has 2", "cluster.nodes.min=2"),
+    ],
+    ids=["time", "time of shards", "nodes"],
+)
+def test_what_sbatch_takes_and_lets_wait_for_ever_is_refused(
+    commands: Path, cluster: ClusterConfig, kind: str, found: str, fix: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse(cluster, kind)
+
+    assert found in refused.value.what
+    assert refused.value.fix.startswith(fix)
+    assert refused.value.where
+    # Another partition, or a quality of service, may allow it.
+    for more in ({"partition": "gpu,long"}, {"qos": "long"}, {"partition": "hidden"}):
+        refuse(replace(cluster, **more), kind)
+
+
+def test_what_a_training_would_ask_for_does_not_keep_boxes_from_being_made(commands: Path) -> None:
+    refuse(ClusterConfig(time_h=72, nodes=NodesConfig(3, 4)), "shards")
+
+    error = SlurmUnavailableError(f"SLURM must accept the jobs, but did not: {NO_FEATURE}")
+    explained = explain_refusal(error, {"prepare", "shards"}, ClusterConfig(gpus_per_node=9, time_h=72))
+    assert "gpus_per_node" not in explained.what
+    assert "Invalid feature" in explained.what
+
+
+def test_several_shards_for_each_element_of_an_array_need_their_time(commands: Path) -> None:
+    job = trial_jobs(Config(), Path("/runs/a-1"))["shards"]
+    job.parameters["time"] = 3 * 60 * 20  # three shards of 20 h
+
+    with pytest.raises(ConfigError, match="shards may run for 60 h, but gpu gives 48 h") as refused:
+        refuse_endless([job], ClusterConfig(shard_time_h=20))
+    assert refused.value.fix == "cluster.shard_time_h=16"
+
+
+def test_jobs_that_the_partition_has_room_for_are_not_refused_while_its_nodes_are_down(
+    commands: Path,
+) -> None:
+    (commands / "sinfo").write_text("#!/bin/sh\necho 'gpu|2|64|500000|down*|gpu:8'\n")
+
+    refuse(ClusterConfig(nodes=NodesConfig(2, 2), time_h=48), "shards", "train", "evaluate")
+
+
+# What a real sbatch 22.05 says.
+NO_PARTITION = "sbatch: error: invalid partition specified: gpus"
+NO_FEATURE = "sbatch: error: Batch job submission failed: Invalid feature specification"
+
+
+@pytest.mark.parametrize(
+    ("said", "cluster", "found", "fix"),
+    [
+        (NO_PARTITION, ClusterConfig(partition="gpus"), "`gpus` is not there", "cluster.partition=gpu"),
+        (NO_FEATURE, ClusterConfig(constraint="x"), "Invalid feature", "univip doctor"),
+    ],
+    ids=["known", "unknown"],
+)
+def test_what_sbatch_refuses_is_explained_by_what_the_site_has(
+    commands: Path, said: str, cluster: ClusterConfig, found: str, fix: str
+) -> None:
+    error = SlurmUnavailableError(f"SLURM must accept the jobs, but did not: {said}", where="train of a-1")
+
+    explained = explain_refusal(error, {"train"}, cluster)
+
+    assert isinstance(explained, ConfigError)
+    assert found in explained.what
+    assert said in explained.what
+    assert explained.where
+    assert explained.fix.startswith(fix)
+
+
+def test_a_refusal_of_a_slurm_that_does_not_answer_stays_what_it_is(commands: Path) -> None:
+    (commands / "scontrol").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2; exit 1\n")
+    error = SlurmUnavailableError("SLURM must accept the jobs, but did not: Unable to contact")
+
+    assert explain_refusal(error, {"train"}, ClusterConfig()) is error

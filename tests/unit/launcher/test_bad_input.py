@@ -362,7 +362,9 @@ def test_a_mistake_of_the_command_line_is_one_sentence(
     ):
         assert run(words) == 2
 
-        assert len(capsys.readouterr().err.splitlines()) == 2
+        _, where, fix = capsys.readouterr().err.splitlines()
+        assert where == "  where: the command line"
+        assert fix.endswith(" --help")
 
 
 def test_logs_of_nothing_say_so(submit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

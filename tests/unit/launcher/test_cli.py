@@ -116,7 +116,11 @@ def test_without_slurm_it_says_so_with_4(
     code = run(["submit", "pipeline", "data=folder", f"data.root='{photographs}'", "cluster=slurm"])
 
     assert code == 4
-    assert "SLURM must accept the jobs" in capsys.readouterr().err
+    what, where, fix = capsys.readouterr().err.splitlines()[-3:]
+    assert "must be on the PATH" in what
+    assert where == "  where: PATH=/nowhere"
+    assert "cluster=local" in fix
+    assert not [*runs.rglob("config.yaml")]
 
 
 def test_a_dry_run_prints_configuration_plan_and_scripts(
@@ -161,6 +165,13 @@ def test_logs_show_every_process_and_can_be_narrowed(
     everything = capsys.readouterr().out
     run(["logs", "@last", "--rank", "1"])
     narrowed = capsys.readouterr().out
+    later = run_dir / "attempts" / "0002" / "round-00"
+    later.mkdir(parents=True)
+    (later / "rank-1.log").write_text("I am the second\n")
+    run(["logs", "@last", "--attempt", "2"])
+    assert capsys.readouterr().out == "==> univip-1/attempts/0002/round-00/rank-1.log <==\nI am the second\n"
+    run(["logs", "@last", "--attempt", "2", "--rank", "0"])
+    assert capsys.readouterr().err == "nothing was printed by rank 0 in attempt 2 yet\n"
 
     assert "==> univip-1/logs/train.log <==\ntwo\nthree\n" in everything
     assert "I am 0" in everything

@@ -131,7 +131,13 @@ def test_without_accounting_and_without_an_answer_what_was_said_still_stands(
         ("6|RUNNING|None\n6|PENDING|JobArrayTaskLimit", State.running, "shards", "", ""),
         ("6|COMPLETED|None\n7|PENDING|Dependency", State.queued, "merge", "", ""),
         ("6|COMPLETED|None\n7|COMPLETED|None\n8|RUNNING|None", State.running, "train", "", ""),
-        ("6|FAILED|NonZeroExitCode\n6|COMPLETED|None", State.failed, "shards", "unknown", "job 6 failed"),
+        (
+            "6|FAILED|NonZeroExitCode\n6|COMPLETED|None",
+            State.failed,
+            "shards",
+            "unknown",
+            "before it could leave a word",
+        ),
         ("6|CANCELLED|None", State.cancelled, "shards", "", "job 6 was cancelled"),
         ("6|OUT_OF_MEMORY|OutOfMemory", State.stopped, "shards", "out_of_memory", "OUT_OF_MEMORY"),
         ("6|TIMEOUT|TimeLimit", State.stopped, "shards", "time_limit", "TIMEOUT"),
@@ -184,6 +190,17 @@ def test_a_shard_that_failed_says_why(slurm: Slurm, run_dir: Path) -> None:
     later(run_dir.parent, 31)
 
     assert read_state(run_dir) == RunState(State.failed, "shards", "crash", 0, "it broke")
+
+
+def test_a_job_that_slurm_did_not_put_back_is_stopped_and_says_what_had_stopped_it(
+    slurm: Slurm, run_dir: Path
+) -> None:
+    """No scontrol on its node, say: the exit status alone makes SLURM say that it failed."""
+    boxes = run_dir.parent / "proposals-1"
+    attempt(boxes, "shard:0", "6_0", ended=2.0, exit_code=75, cause="preemption", message="preempted")
+    slurm.says(squeue="6|FAILED|NonZeroExitCode\n7|PENDING|DependencyNeverSatisfied\n")
+
+    assert read_state(run_dir) == RunState(State.stopped, "shards", "preemption", 0, "preempted")
 
 
 def test_a_shard_that_was_killed_with_all_its_processes_left_no_word(slurm: Slurm, run_dir: Path) -> None:

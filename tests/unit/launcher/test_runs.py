@@ -89,7 +89,13 @@ def test_an_exact_name_wins_over_a_longer_one(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("coco", "must name one run, but names 2: coco_"), ("coko_univip", "the nearest are coco_univip-1")],
+    [
+        ("coco", "must name one run, but names 2: coco_"),
+        ("coko_univip", "the nearest are coco_univip-1"),
+        ("x" * 300, "but names none"),  # longer than a file may be called
+        ("a\nb", r"`a\\nb` must name a run"),
+        ("\x1b[31m", r"`\\x1b\[31m` must name a run"),
+    ],
 )
 def test_a_name_of_no_run_or_several_is_refused_with_help(root: Path, name: str, message: str) -> None:
     make_run(root, "coco_univip-1")
@@ -97,6 +103,14 @@ def test_a_name_of_no_run_or_several_is_refused_with_help(root: Path, name: str,
 
     with pytest.raises(RunNotFoundError, match=message):
         find_run(name)
+
+
+def test_nothing_is_no_beginning_of_the_only_run(root: Path) -> None:
+    """As of a variable of the shell that is not set: `univip cancel "$RUN"`."""
+    make_run(root, "coco_univip-1")
+
+    with pytest.raises(RunNotFoundError, match="`` must name a run, but names none"):
+        find_run("")
 
 
 @pytest.mark.parametrize("name", ["@last", "demo"])

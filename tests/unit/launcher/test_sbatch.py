@@ -128,6 +128,9 @@ def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Pa
     assert job.kinds[::999] == ["shard:0/1000", "shard:999/1000"]
     shards = flags(render_slurm([job], CODE)[0])
     assert (shards["--array"], shards["--time"]) == ("0-999%50", "90")
+    job = slurm_jobs(replace(make_plan(tmp_path, cluster, num_shards=2300), most_elements=100))[1]
+    assert (len(job.kinds), job.kinds[-1]) == (100, "shard:99/100")
+    assert flags(render_slurm([job], CODE)[0])["--array"] == "0-99%50"
 
 
 def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> None:
@@ -142,6 +145,14 @@ def test_a_type_of_gpu_is_asked_for_where_gpus_are(tmp_path: Path) -> None:
 
     asked = [flags(script).get("--gpus-per-node") for script in scripts]
     assert asked == [None, None, None, "a100:8", "a100:1"]
+
+
+def test_generic_resources_are_asked_for_instead_of_gpus_per_node(tmp_path: Path) -> None:
+    scripts = render_slurm(slurm_jobs(make_plan(tmp_path, replace(CLUSTER, gres="gpu:a100:4,nvme:1"))), CODE)
+
+    asked = [flags(script) for script in scripts]
+    assert [each.get("--gres") for each in asked] == [None] * 3 + ["gpu:a100:4,nvme:1", "gpu:a100:1,nvme:1"]
+    assert not any("--gpus-per-node" in each for each in asked)
 
 
 def test_python_may_be_that_of_a_container(tmp_path: Path) -> None:
@@ -229,8 +240,12 @@ def test_a_nasty_value_stays_a_value(tmp_path: Path, nasty: str) -> None:
         (replace(CLUSTER, qos="a\x00"), r"`cluster\.qos` must be one line"),
         (replace(CLUSTER, setup=["a", "b\nc"]), r"`cluster\.setup\[1\]` must be one line"),
         (replace(CLUSTER, extra={"gres": "a\nb"}), r"`cluster\.extra\.gres` must be one line"),
-        (replace(CLUSTER, extra={"gres\n#SBATCH --x": "a"}), r"`cluster\.extra` must name sbatch options"),
-        (replace(CLUSTER, extra={"--gres": "a"}), r"`cluster\.extra` must name sbatch options"),
+        (replace(CLUSTER, extra={"gres\n#SBATCH --x": "a"}), r"`cluster\.extra` must be options of sbatch"),
+        (replace(CLUSTER, extra={"--gres": "a"}), r"`cluster\.extra` must be options of sbatch"),
+        (replace(CLUSTER, gres="gpu:8\n"), r"`cluster\.gres` must be one line"),
+        # Recorded from a real sbatch: a backslash is lost, or ends the quotes and begins another option.
+        (replace(CLUSTER, account="a\\b"), r"`cluster\.account` must be free of `\\`"),
+        (replace(CLUSTER, extra={"comment": "a\\' --uid=0 '"}), r"`cluster\.extra\.comment` must be free"),
     ],
 )
 def test_a_value_that_would_leave_its_line_is_refused(
@@ -243,6 +258,17 @@ def test_a_value_that_would_leave_its_line_is_refused(
 def test_a_folder_that_slurm_would_rewrite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`paths\.runs` must be free of `%`"):
         slurm_jobs(make_plan(tmp_path / "100%j"))
+    with pytest.raises(ConfigError, match=r"`paths\.runs` must be free of `\\`"):
+        slurm_jobs(make_plan(tmp_path / "a\\b"))
+
+
+def test_an_option_without_a_value_is_a_flag(tmp_path: Path) -> None:
+    extra = {"exclusive": "", "mail-user": "me"}
+
+    [script] = render_slurm(slurm_jobs(make_plan(tmp_path, replace(CLUSTER, extra=extra)))[:1], CODE)
+
+    assert "#SBATCH --exclusive\n" in script
+    assert "#SBATCH --mail-user=me\n" in script
 
 
 @pytest.fixture
@@ -301,7 +327,7 @@ def test_a_refusal_of_one_job_withdraws_the_others(tmp_path: Path, slurm: Path) 
     with pytest.raises(SlurmUnavailableError, match="no such partition"):
         submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")), CODE)
 
-    assert (slurm / "cancelled").read_text().splitlines()[0] == "--quiet --state=PENDING 100 101"
+    assert (slurm / "cancelled").read_text().splitlines() == ["--quiet 100 101"]
 
 
 def test_one_shard_needs_no_array(tmp_path: Path, slurm: Path) -> None:

@@ -102,6 +102,26 @@ def test_a_shard_far_slower_than_the_others_is_named(
     assert found.problem.startswith(f"shard {NUM_SHARDS - 2} has run for 50" if is_slow else "")
 
 
+@pytest.mark.parametrize("stage", ["shards", "shard:0/298"])
+def test_of_shards_searched_one_after_the_other_the_last_begun_is_the_slow_one(
+    run_dir: Path, stage: str
+) -> None:
+    """Shard 0 of such an element is finished; it has been at the next one since."""
+    add_shard(run_dir, NUM_SHARDS - 2, seconds_ago=3000)
+    attempt = read_attempts(run_dir)[-1]
+    attempt.stage = stage
+    attempt.save(run_dir)
+    own = {"kind": "shard", "state": "running", "v": 1, "seq": 0, "attempt": attempt.number}
+    records = [{**own, "shard": 0, "time": 1.0}, {**own, "shard": NUM_SHARDS - 2, "time": time.time() - 2000}]
+    path = run_dir / "journal" / f"{attempt.number:04d}.00-shard0.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    [slow] = summarise(run_dir, RUNNING).stragglers
+
+    assert slow.shard == NUM_SHARDS - 2
+    assert slow.seconds == pytest.approx(2000, abs=10)
+
+
 def test_a_straggler_is_told_in_words() -> None:
     assert Straggler(7, 2520.0, 600.0).words() == "shard 7 has run for 42.0 min, others took 10.0 min"
 

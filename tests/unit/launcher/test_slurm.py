@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SlurmUnavailableError
-from launcher.slurm import JobState, accounted, cancel_jobs, living_jobs, queue
+from launcher.slurm import JobState, accounted, array_limit, cancel_jobs, living_jobs, queue
 
 
 def command(folder: Path, name: str, text: str) -> None:
@@ -53,6 +53,23 @@ def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
         "--quiet --full --signal=KILL 3",
         "--quiet 3",
     ]
+
+
+# Of `scontrol show config`.
+CONFIG = """\
+Configuration data as of 2026-11-21T21:17:47
+MailProg                = /usr/bin/mail
+MaxArraySize            = 301
+MaxDBDMsgs              = 20012
+"""
+
+
+@pytest.mark.parametrize(("shown", "limit"), [(CONFIG, 301), ("", 1000)])
+def test_the_site_says_how_large_an_array_may_be(bin_folder: Path, shown: str, limit: int) -> None:
+    (bin_folder / "config").write_text(shown)
+    command(bin_folder, "scontrol", f"cat {bin_folder}/config")
+
+    assert array_limit() == limit
 
 
 def test_a_missing_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,7 +331,7 @@ def test_without_slurm_nothing_is_submitted_and_it_says_so(
         ]
     )
 
-    with pytest.raises(SlurmUnavailableError, match="SLURM must accept the jobs"):
+    with pytest.raises(SlurmUnavailableError, match="must be on the PATH"):
         submit(make_plan("pipeline", config), [])
 
 
