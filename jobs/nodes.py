@@ -185,9 +185,11 @@ class First(Nodes):
                 patience_s = JOIN_TIMEOUT_S
             if not missing or waited_s > patience_s:
                 break
-            if number == 0 and waited_s > asked_after_s:  # an agent that was started again knows of no loss
+            if waited_s > asked_after_s:
                 asked_after_s = waited_s + _ASK_SLURM_S
-                if minimum <= len(members) >= num_nodes(self.here):
+                left = num_nodes(self.here)  # SLURM never gives a lost node back to the same job
+                # An agent that was started again knows of no loss, and would wait for all.
+                if left < minimum or (number == 0 and minimum <= len(members) >= left):
                     break
             self._wait()
         if len(members) < minimum:

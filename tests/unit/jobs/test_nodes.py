@@ -188,6 +188,19 @@ def test_too_few_nodes_are_told(first: First, monkeypatch: pytest.MonkeyPatch) -
         first.gather(0, 2)
 
 
+def test_nodes_that_slurm_has_taken_away_are_not_waited_for(
+    first: First, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(nodes, "_ASK_SLURM_S", 0.05)
+    monkeypatch.setattr(nodes, "num_nodes", lambda here: asked.append(here) or (2 if len(asked) < 3 else 1))
+
+    with pytest.raises(TooFewNodesError, match="1 nodes are left, and 2 are needed"):
+        first.gather(1, 2)  # without that for two minutes
+
+    assert asked == [HERE] * 3
+
+
 def test_a_node_that_failed_its_preflight_is_not_waited_for_and_told_once() -> None:
     told: list[tuple[int, str]] = []
     first = First(HERE, 3, in_order=ENDED, on_unfit=lambda node, what: told.append((node, what)))

@@ -15,7 +15,7 @@ from jobs import slurm
 from jobs.outcomes import Cause
 from jobs.slurm import Execution, duration_s, is_on_nodes, num_nodes, requeue, why_ended, why_signalled
 
-NOW = int(time.time())
+TIMES = ("start", "end", "preempted")
 MINE = Execution("126", 0)
 # `scontrol show job --oneliner`; the job has a limit of five minutes.
 SHOWN = (
@@ -44,9 +44,12 @@ class Stand:
         (self.folder / command).chmod(0o755)
 
     def shows(self, **changes: object) -> None:
-        values = {"name": "wrap", "state": "RUNNING", "restarts": 0, "start": NOW - 60, "end": NOW + 240}
-        values |= {"preempted": "None", "comment": "a-1", "nodes": "1"}
-        self.says("scontrol", SHOWN.format(**{**values, **changes}))
+        """Let scontrol tell of a job; times (`start`, `end`, `preempted`) are seconds from now."""
+        values = {"name": "wrap", "state": "RUNNING", "restarts": 0, "start": -60, "end": 240, **changes}
+        now = int(time.time())
+        times = {name: now + seconds for name in TIMES if isinstance(seconds := values.get(name), int)}
+        texts = {"preempted": "None", "comment": "a-1", "nodes": "1"}
+        self.says("scontrol", SHOWN.format(**{**texts, **values, **times}))
 
 
 @pytest.fixture
@@ -59,12 +62,12 @@ def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
     ("changes", "cause"),
     [
         ({}, Cause.STOPPED),  # nothing of SLURM, though the job is shorter than ten minutes
-        ({"preempted": NOW, "end": NOW + 10}, Cause.PREEMPTION),
-        ({"state": "COMPLETING", "preempted": NOW}, Cause.PREEMPTION),
-        ({"end": NOW + 30}, Cause.TIME_LIMIT),
-        ({"state": "COMPLETING", "start": NOW - 301, "end": NOW - 1}, Cause.TIME_LIMIT),
-        ({"state": "PENDING", "restarts": 1, "start": NOW + 6}, Cause.STOPPED),  # scontrol requeue
-        ({"state": "CANCELLED", "end": NOW}, Cause.CANCELLED),
+        ({"preempted": 0, "end": 10}, Cause.PREEMPTION),
+        ({"state": "COMPLETING", "preempted": 0}, Cause.PREEMPTION),
+        ({"end": 30}, Cause.TIME_LIMIT),
+        ({"state": "COMPLETING", "start": -301, "end": -1}, Cause.TIME_LIMIT),
+        ({"state": "PENDING", "restarts": 1, "start": 6}, Cause.STOPPED),  # scontrol requeue
+        ({"state": "CANCELLED", "end": 0}, Cause.CANCELLED),
     ],
     ids=str,
 )
@@ -76,7 +79,8 @@ def test_why_a_job_is_signalled(stand: Stand, changes: dict[str, object], cause:
 
 @pytest.mark.parametrize("field", ["name", "comment"])
 def test_what_a_user_writes_into_a_job_is_no_word_of_slurm(stand: Stand, field: str) -> None:
-    stand.shows(**{field: f"x JobState=CANCELLED Restarts=9 PreemptTime={NOW} EndTime={NOW} NumNodes=7"})
+    now = int(time.time())
+    stand.shows(**{field: f"x JobState=CANCELLED Restarts=9 PreemptTime={now} EndTime={now} NumNodes=7"})
 
     assert why_signalled(MINE, signal_delay_s=30)[0] == Cause.STOPPED
     assert is_on_nodes("126", 0)
