@@ -25,7 +25,7 @@ def look() -> dict[str, Any]:
     """This machine.
 
     Returns:
-        `host`, `python`, `time` (Unix, s); `scontrol` (its path; empty without it); `torch` (its version;
+        `host`, `python`; `scontrol` (its path; empty without it); `torch` (its version;
         empty if it cannot be loaded, and `error` says why), `cuda` (that torch was built for), `gpus` (names
         of those that torch sees); `driver` and `driver_cuda` (the newest CUDA that the driver serves), empty
         without one.
@@ -33,7 +33,6 @@ def look() -> dict[str, Any]:
     found: dict[str, Any] = {
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "time": time.time(),
         "scontrol": shutil.which("scontrol") or "",
         "torch": "",
         "error": "",
@@ -55,8 +54,9 @@ def look() -> dict[str, Any]:
 
 
 def probe(name: str, folder: str) -> None:
-    """The same as a job of SLURM: leaves what it sees in a file of `folder`, made on another machine."""
-    write_json(Path(folder) / name, look())
+    """The same as a job of SLURM: leaves what it sees in a file of `folder`, with the `time` (Unix, s)."""
+    seen = look()
+    write_json(Path(folder) / name, {**seen, "time": time.time()})
 
 
 def parse_driver(shown: str) -> tuple[str, str]:

@@ -286,9 +286,10 @@ def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
         what = f"{found['host']} has no scontrol where Python runs, so no job can queue itself again"
         yield warn("node requeue", what, "univip supervise  # does it from outside")
     skew_s = found["time"] - seen
-    # The file was made after the clock was read, and after torch was loaded.
-    if skew_s > _SKEW_S:
-        yield warn("node clock", f"{found['host']} is {skew_s:.1f} s ahead", "timedatectl  # on the node")
+    if abs(skew_s) > _SKEW_S:
+        which = "ahead of" if skew_s > 0 else "behind"
+        what = f"{found['host']} is {abs(skew_s):.1f} s {which} the file system"
+        yield warn("node clock", what, "timedatectl  # on the node")
     if config.cluster.gpus_per_node and not found["driver"] and not found["error"]:
         what = f"torch {found['torch']}; {found['host']} was asked for a GPU, but has no NVIDIA driver"
         yield warn("node torch", what, "cluster.partition=..., or +cluster.extra.gres=... of this site")

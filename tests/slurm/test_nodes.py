@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,9 +54,15 @@ def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job
     nodes = runs.cluster.job(job)["NodeList"]
     assert nodes in ("node[1-2]", "node[2-3]", "node[1,3]")
     second = nodes[-2]
+    lost_at = time.time()
     runs.cluster.power("kill-node", second)
     run.until(lambda: worlds(run)[-1] == 2, "a world of one node", 120)
     run.until_step(run.reached() + 15)
+    # An agent is given up six seconds after its last sign; SLURM itself takes ten to know of the loss.
+    alone = max(record["time"] for record in run.records("round"))
+    went_on_s = min(record["time"] for record in run.records("step") if record["time"] > alone) - lost_at
+    print(f"the power cut to the next step: {went_on_s:.1f} s")  # noqa: T201 - for `pytest -rP`
+    assert went_on_s < 60
 
     # The first agent decides; if it is killed, its successor does, in a new attempt of the same job.
     os.kill(agent_of(run, 0), signal.SIGKILL)
@@ -71,6 +78,30 @@ def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job
     assert causes[-1] == "killed"
     assert "node_failure" in causes
     assert run.records("evaluate")
+
+
+def test_a_job_that_loses_its_first_node_begins_again_and_uses_it_once_it_is_repaired(
+    undisturbed: Run, runs: Runs
+) -> None:
+    run = runs.submit("cluster.nodes.max=2", "train.max_steps=100000", "+cluster.extra.exclude='node[3-4]'")
+    run.until_running(1)
+    job = run.job_id("train")
+    assert worlds(run) == [4]
+    first = run.attempts()[0].host
+
+    runs.cluster.power("kill-node", first.removeprefix("node"))
+    run.until_running(2)
+    assert worlds(run)[-1] == 2
+    runs.cluster.power("start-node", first.removeprefix("node"))
+    runs.cluster.run("scontrol", "requeue", job)
+    run.until_running(3)
+    assert worlds(run)[-1] == 4
+    runs.univip("cancel", run.name)
+    run.until(lambda: run.status()["state"] == "cancelled", "the end")
+
+    assert [attempt.cause for attempt in run.attempts()] == ["node_failure", "stopped", "cancelled"]
+    assert {attempt.slurm_job_id for attempt in run.attempts()} == {job}
+    assert run.attempts()[1].host != first
 
 
 def test_a_node_that_computes_wrongly_is_left_out_and_the_job_goes_elsewhere_if_it_led(

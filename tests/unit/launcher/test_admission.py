@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,6 +201,27 @@ def test_a_squeue_that_lacks_an_option_is_found_before_a_run_needs_it(commands: 
     assert "unrecognized option '--me'" in row.found
 
 
+@pytest.mark.parametrize(
+    ("ahead_s", "told"), [(0.0, []), (30.0, ["30.0 s ahead of"]), (-30.0, ["30.0 s behind"])]
+)
+def test_a_node_whose_clock_is_wrong_is_told_of(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float, told: list[str]
+) -> None:
+    def submit(config: Config, folder: Path, name: str) -> str:
+        now = time.time()
+        write_json(folder / name, {**probe.look(), "time": now + ahead_s})
+        os.utime(folder / name, (now, now))
+        return "9"
+
+    monkeypatch.setattr(admission, "submit_probe", submit)
+
+    rows = list(admission.deep(config(tmp_path), pytest.fail))
+
+    found = [row.found for row in rows if row.check == "node clock"]
+    assert len(found) == len(told)
+    assert all(words in row for words, row in zip(told, found, strict=True))
+
+
 @pytest.mark.parametrize(("scontrol", "checks"), [("/usr/bin/scontrol", []), ("", ["node requeue"])])
 def test_a_node_without_scontrol_is_told_of(
     commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str, checks: list[str]
@@ -207,7 +229,7 @@ def test_a_node_without_scontrol_is_told_of(
     """Such as the inside of a container: a job there cannot put itself back into the queue."""
 
     def submit(config: Config, folder: Path, name: str) -> str:
-        write_json(folder / name, {**probe.look(), "scontrol": scontrol})
+        write_json(folder / name, {**probe.look(), "time": time.time(), "scontrol": scontrol})
         return "9"
 
     monkeypatch.setattr(admission, "submit_probe", submit)
