@@ -30,7 +30,8 @@ def test_a_pipeline_on_two_nodes_outlives_all_of_it_at_once(empty: Runs) -> None
     followed = empty.start("logs", run.name, "-f")
 
     # The process of one shard.
-    [victim, *_] = run.until(lambda: boxes.processes("in-slurm", "shard:3"), "shard 3")
+    run.until(lambda: boxes.attempts("shard:3"), "shard 3")
+    [victim] = boxes.processes("in-slurm", "shard:3")
     os.kill(victim, signal.SIGKILL)
     # What SLURM does.
     run.until_running(1)
