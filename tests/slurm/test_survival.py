@@ -33,6 +33,7 @@ def test_a_pipeline_on_two_nodes_outlives_all_of_it_at_once(empty: Runs) -> None
     run.until(lambda: boxes.attempts("shard:3"), "shard 3")
     [victim] = boxes.processes("in-slurm", "shard:3")
     os.kill(victim, signal.SIGKILL)
+    boxes.until(lambda: boxes.status()["state"] == "done", "the boxes", 400)
     # What SLURM does.
     run.until_running(1)
     job = run.job_id("train")
