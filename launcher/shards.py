@@ -32,7 +32,7 @@ _LEAST_SLOW_S = 60.0
 
 @dataclass(frozen=True)
 class Straggler:
-    """A shard that runs far longer than others took."""
+    """A shard that began long ago, for what others took: it is slow, or its task died on another machine."""
 
     shard: int
     seconds: float
@@ -41,7 +41,7 @@ class Straggler:
     def words(self) -> str:
         """As a person is told."""
         took, usual = (f"{seconds / 60:,.1f} min" for seconds in (self.seconds, self.median_s))
-        return f"shard {self.shard} has run for {took}, others took {usual}"
+        return f"shard {self.shard} began {took} ago and is not done, others took {usual}"
 
 
 @dataclass(frozen=True)

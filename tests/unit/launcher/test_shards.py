@@ -99,7 +99,7 @@ def test_a_shard_far_slower_than_the_others_is_named(
     assert [each.shard for each in found.stragglers] == [NUM_SHARDS - 2] * is_slow
     told: list[dict[str, Any]] = found.to_json()["stragglers"]
     assert [each["median_s"] for each in told] == [100.0] * is_slow
-    assert found.problem.startswith(f"shard {NUM_SHARDS - 2} has run for 50" if is_slow else "")
+    assert found.problem.startswith(f"shard {NUM_SHARDS - 2} began 50" if is_slow else "")
 
 
 @pytest.mark.parametrize("stage", ["shards", "shard:0/298"])
@@ -123,7 +123,10 @@ def test_of_shards_searched_one_after_the_other_the_last_begun_is_the_slow_one(
 
 
 def test_a_straggler_is_told_in_words() -> None:
-    assert Straggler(7, 2520.0, 600.0).words() == "shard 7 has run for 42.0 min, others took 10.0 min"
+    assert (
+        Straggler(7, 2520.0, 600.0).words()
+        == "shard 7 began 42.0 min ago and is not done, others took 10.0 min"
+    )
 
 
 def test_an_ended_shard_is_no_straggler(run_dir: Path) -> None:
