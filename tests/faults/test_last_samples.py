@@ -35,7 +35,7 @@ def test_a_run_leaves_a_picture_and_without_it_has_the_same_digest(runs: Runs, s
         assert len(np.unique(np.asarray(picture.convert("RGB")))) > 100
     # What is said of it: the first samples of its data step, by the plan (image ids are rows plus 1 here).
     [record] = drawn
-    epochs, rows = SamplePlan(16, 4, 0).batch(record["data_step"])
+    epochs, rows = SamplePlan(16, 8, 0).batch(record["data_step"])
     assert record["epochs"] == epochs[:3].tolist()
     assert record["image_ids"] == (rows[:3] + 1).tolist()
 
