@@ -150,6 +150,16 @@ def num_nodes(mine: Execution) -> int:
         return mine.num_nodes
 
 
+def has_node(mine: Execution, host: str) -> bool:
+    """Whether the job still has a node that it had at its start; it has if SLURM does not answer."""
+    from submitit.slurm.slurm import _parse_node_list
+
+    try:
+        return host in _parse_node_list(_show(mine.job_id)["NodeList"])
+    except (OSError, subprocess.SubprocessError, KeyError):
+        return True
+
+
 def host_of(node: int) -> str:
     """Name of a node of this job, as SLURM knows it; outside of SLURM that of this machine."""
     nodes = os.environ.get("SLURM_JOB_NODELIST")
