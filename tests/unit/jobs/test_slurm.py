@@ -35,7 +35,8 @@ SHOWN = (
     "PreemptEligibleTime={start} PreemptTime={preempted} SuspendTime=None SecsPreSuspend=0 "
     "LastSchedEval={start} Scheduler=Main Partition=main AllocNode:Sid=localhost:7706 ReqNodeList=(null) "
     "ExcNodeList=(null) NodeList={nodelist} BatchHost=node1 NumNodes={nodes} NumCPUs=1 NumTasks=1 "
-    "CPUs/Task=1 ReqB:S:C:T=0:0:*:* TRES=cpu=1,mem=100M,node=1,billing=1 Comment={comment}  WorkDir=/home/me Power= \n"
+    "CPUs/Task=1 ReqB:S:C:T=0:0:*:* TRES=cpu=1,mem=100M,node=1,billing=1 Comment={comment}  "
+    "WorkDir=/home/me Power= \n"
 )
 
 
@@ -155,6 +156,15 @@ def test_the_accounting_tells_how_each_execution_ended(stand: Stand, restart: in
     stand.says("sacct", ROWS)
 
     assert why_ended("126", restart, "node1")[0] == cause
+
+
+@pytest.mark.parametrize(("node", "cause"), [("down*", Cause.NODE_FAILURE), ("idle", Cause.STOPPED)])
+def test_of_a_job_that_was_requeued_its_node_tells_why(stand: Stand, node: str, cause: Cause) -> None:
+    """The others of a job ask for it when its first node is lost."""
+    stand.says("sacct", "1795294785|REQUEUED\n")
+    stand.says("sinfo", f"{node}\n")
+
+    assert why_ended("126", 0, "node1")[0] == cause
 
 
 @pytest.mark.parametrize(
