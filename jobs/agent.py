@@ -96,6 +96,8 @@ def follow(config: Config, run_dir: Path) -> Outcome:
             nodes = Follower(here, while_waiting=stop.check)
         except (DistError, RuntimeError) as error:
             return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, f"the first node is gone: {error}")
+        except OutOfTimeError as error:
+            return Outcome(ExitCode.REQUEUE, Cause.STOPPED, str(error))
         mine = own_view(nodes.attempt, "train", here)
         try:
             stop.listen(mine.directory(run_dir))

@@ -94,6 +94,8 @@ def run_slurm_task(kind: str, run_dir: str) -> None:
 
         outcome = follow(load(Path(run_dir)), Path(run_dir))
         is_to_go_on = outcome.cause == Cause.NODE_FAILURE  # else the first node will have asked for it
+        if is_to_go_on:
+            sys.stderr.write(outcome.message + "\n")
     else:
         outcome = _attempt(kind, Path(run_dir))
         is_to_go_on = outcome.cause != Cause.CANCELLED

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -39,7 +40,7 @@ from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: i
 from torch.distributed.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from jobs.outcomes import Cause, Outcome
-from jobs.slurm import Execution, num_nodes
+from jobs.slurm import Execution, has_node, num_nodes
 
 JOIN_TIMEOUT_S = 120.0  # for the nodes of a job to come together, and for too few to become enough
 _BEAT_S = 1.0
@@ -47,12 +48,17 @@ _DEAD_AFTER_S = 6.0  # without a beat, by the clock of the first node
 _LAST_CALL_S = 2.0  # for nodes that nothing was heard of
 _GOODBYE_S = 5.0
 _ASK_SLURM_S = 10.0  # between two questions how many nodes the job still has
+_CONNECT_S = 2.0  # to a node without power, which does not even refuse
 _POLL_S = 0.1
 _LOOK_S = 0.5  # how often a round that is under way is looked at
 
 
 class RoundOverError(Exception):
     """The round has ended elsewhere; what this node still does for it is in vain."""
+
+
+class FirstNodeLostError(RuntimeError):
+    """The node that decides is no longer part of the job, or does not answer."""
 
 
 class TooFewNodesError(Exception):
@@ -279,6 +285,7 @@ class Follower(Nodes):
 
     def __init__(self, here: Execution, *, while_waiting: Callable[[], None] = lambda: None) -> None:
         host, port = _endpoint(here)
+        _until_it_answers(here, host, port, while_waiting)
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
         super().__init__(here, store, while_waiting)
         self.attempt = int(self._store.get("attempt"))
@@ -398,6 +405,27 @@ def store_of_workers(number: int) -> Store:
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     # Under a name of their own: what the workers of another round left leads nowhere (pytorch#167288).
     return PrefixStore(f"{number}/workers", store)
+
+
+def _until_it_answers(here: Execution, host: str, port: int, while_waiting: Callable[[], None]) -> None:
+    """Wait for the store of the first node, which torch would do without a word to anybody.
+
+    Raises:
+        FirstNodeLostError: If SLURM has taken that node from the job, or it stays silent.
+    """
+    begun, asked_after_s = time.monotonic(), _ASK_SLURM_S
+    while True:
+        with suppress(OSError), socket.create_connection((host, port), timeout=_CONNECT_S):
+            return
+        waited_s = time.monotonic() - begun
+        if waited_s > JOIN_TIMEOUT_S:
+            raise FirstNodeLostError(f"{host} has not answered for {waited_s:.0f} s")
+        if waited_s > asked_after_s:
+            asked_after_s = waited_s + _ASK_SLURM_S
+            if not has_node(here, host):
+                raise FirstNodeLostError(f"SLURM has taken {host} from the job")
+        while_waiting()
+        time.sleep(_POLL_S)
 
 
 def _endpoint(here: Execution) -> tuple[str, int]:

@@ -111,6 +111,7 @@ def why_signalled(mine: Execution, *, signal_delay_s: float) -> tuple[Cause, str
 
 def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
     """Why an execution ended that could not say so: from the accounting, else from the state of its node."""
+    why = Cause.UNKNOWN, f"job {job_id} ended without a word"
     try:
         listed = _run(
             [
@@ -130,7 +131,9 @@ def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
         rows = sorted(line.split("|") for line in listed.splitlines() if "RESIZING" not in line)
         state = rows[restart][1].split()[0]
         if state in _CAUSES:
-            return _CAUSES[state], f"SLURM ended job {job_id}: {state}"
+            why = _CAUSES[state], f"SLURM ended job {job_id}: {state}"
+        if why[0] not in (Cause.UNKNOWN, Cause.STOPPED):  # put back into the queue, but for what reason?
+            return why
     except (OSError, subprocess.SubprocessError, IndexError):
         pass  # no accounting
     try:
@@ -139,7 +142,7 @@ def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
         state = ""
     if state.startswith(("down", "drain", "fail")) or state.endswith("*"):
         return Cause.NODE_FAILURE, f"node {host} is {state}"
-    return Cause.UNKNOWN, f"job {job_id} ended without a word"
+    return why
 
 
 def num_nodes(mine: Execution) -> int:
@@ -148,6 +151,16 @@ def num_nodes(mine: Execution) -> int:
         return int(_show(mine.job_id)["NumNodes"].partition("-")[0])
     except (OSError, subprocess.SubprocessError, KeyError, ValueError):
         return mine.num_nodes
+
+
+def has_node(mine: Execution, host: str) -> bool:
+    """Whether the job still has a node that it had at its start; it has if SLURM does not answer."""
+    from submitit.slurm.slurm import _parse_node_list
+
+    try:
+        return host in _parse_node_list(_show(mine.job_id)["NodeList"])
+    except (OSError, subprocess.SubprocessError, KeyError):
+        return True
 
 
 def host_of(node: int) -> str:

@@ -80,6 +80,32 @@ def test_what_is_lost_of_two_nodes_is_left_out_or_comes_back_within_the_same_job
     assert run.records("evaluate")
 
 
+def test_a_job_that_loses_its_first_node_begins_again_and_uses_it_once_it_is_repaired(
+    undisturbed: Run, runs: Runs
+) -> None:
+    run = runs.submit("cluster.nodes.max=2", "train.max_steps=100000", "+cluster.extra.exclude='node[3-4]'")
+    run.until_running(1)
+    job = run.job_id("train")
+    assert worlds(run) == [4]
+    first = run.attempts()[0].host
+
+    runs.cluster.power("kill-node", first.removeprefix("node"))
+    run.until_running(2)  # not after the two minutes that torch would wait for the first node
+    assert worlds(run)[-1] == 2
+    said = runs.univip("logs", run.name)
+    assert f"SLURM has taken {first} from the job" in said, said
+    runs.cluster.power("start-node", first.removeprefix("node"))
+    runs.cluster.run("scontrol", "requeue", job)
+    run.until_running(3)
+    assert worlds(run)[-1] == 4
+    runs.univip("cancel", run.name)
+    run.until(lambda: run.status()["state"] == "cancelled", "the end")
+
+    assert [attempt.cause for attempt in run.attempts()] == ["node_failure", "stopped", "cancelled"]
+    assert {attempt.slurm_job_id for attempt in run.attempts()} == {job}
+    assert run.attempts()[1].host != first
+
+
 def test_a_node_that_computes_wrongly_is_left_out_and_the_job_goes_elsewhere_if_it_led(
     new_runs: Callable[[str], Runs],
 ) -> None:

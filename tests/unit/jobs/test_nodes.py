@@ -12,9 +12,10 @@ import pytest
 
 from jobs import nodes
 from jobs.agent import ENDED
-from jobs.nodes import First, Follower, Report, RoundOverError, TooFewNodesError
+from jobs.nodes import First, FirstNodeLostError, Follower, Report, RoundOverError, TooFewNodesError
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.slurm import Execution
+from jobs.stopping import OutOfTimeError
 
 DONE = Outcome(ExitCode.DONE)
 HERE = Execution("17", 0, 0, 2)
@@ -199,6 +200,25 @@ def test_nodes_that_slurm_has_taken_away_are_not_waited_for(
         first.gather(1, 2)  # without that for two minutes
 
     assert asked == [HERE] * 3
+
+
+def test_a_first_node_that_slurm_has_taken_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = iter([True, True, False])
+    monkeypatch.setattr(nodes, "_ASK_SLURM_S", 0.05)
+    monkeypatch.setattr(nodes, "has_node", lambda here, host: next(has))
+
+    with pytest.raises(FirstNodeLostError, match="SLURM has taken localhost from the job"):
+        Follower(THERE)  # nothing listens there
+
+    assert list(has) == []
+
+
+def test_who_waits_for_the_first_node_can_be_stopped() -> None:
+    def stop() -> None:
+        raise OutOfTimeError("asked to stop")
+
+    with pytest.raises(OutOfTimeError):
+        Follower(THERE, while_waiting=stop)
 
 
 def test_a_node_that_failed_its_preflight_is_not_waited_for_and_told_once() -> None:

@@ -13,7 +13,16 @@ import pytest
 
 from jobs import slurm
 from jobs.outcomes import Cause
-from jobs.slurm import Execution, duration_s, is_on_nodes, num_nodes, requeue, why_ended, why_signalled
+from jobs.slurm import (
+    Execution,
+    duration_s,
+    has_node,
+    is_on_nodes,
+    num_nodes,
+    requeue,
+    why_ended,
+    why_signalled,
+)
 
 TIMES = ("start", "end", "preempted")
 MINE = Execution("126", 0)
@@ -25,8 +34,9 @@ SHOWN = (
     "EligibleTime={start} AccrueTime={start} StartTime={start} EndTime={end} Deadline=N/A "
     "PreemptEligibleTime={start} PreemptTime={preempted} SuspendTime=None SecsPreSuspend=0 "
     "LastSchedEval={start} Scheduler=Main Partition=main AllocNode:Sid=localhost:7706 ReqNodeList=(null) "
-    "ExcNodeList=(null) NodeList=node1 BatchHost=node1 NumNodes={nodes} NumCPUs=1 NumTasks=1 CPUs/Task=1 "
-    "ReqB:S:C:T=0:0:*:* TRES=cpu=1,mem=100M,node=1,billing=1 Comment={comment}  WorkDir=/home/me Power= \n"
+    "ExcNodeList=(null) NodeList={nodelist} BatchHost=node1 NumNodes={nodes} NumCPUs=1 NumTasks=1 "
+    "CPUs/Task=1 ReqB:S:C:T=0:0:*:* TRES=cpu=1,mem=100M,node=1,billing=1 Comment={comment}  "
+    "WorkDir=/home/me Power= \n"
 )
 
 
@@ -48,7 +58,7 @@ class Stand:
         values = {"name": "wrap", "state": "RUNNING", "restarts": 0, "start": -60, "end": 240, **changes}
         now = int(time.time())
         times = {name: now + seconds for name in TIMES if isinstance(seconds := values.get(name), int)}
-        texts = {"preempted": "None", "comment": "a-1", "nodes": "1"}
+        texts = {"preempted": "None", "comment": "a-1", "nodes": "1", "nodelist": "node1"}
         self.says("scontrol", SHOWN.format(**{**texts, **values, **times}))
 
 
@@ -148,6 +158,15 @@ def test_the_accounting_tells_how_each_execution_ended(stand: Stand, restart: in
     assert why_ended("126", restart, "node1")[0] == cause
 
 
+@pytest.mark.parametrize(("node", "cause"), [("down*", Cause.NODE_FAILURE), ("idle", Cause.STOPPED)])
+def test_of_a_job_that_was_requeued_its_node_tells_why(stand: Stand, node: str, cause: Cause) -> None:
+    """The others of a job ask for it when its first node is lost."""
+    stand.says("sacct", "1795294785|REQUEUED\n")
+    stand.says("sinfo", f"{node}\n")
+
+    assert why_ended("126", 0, "node1")[0] == cause
+
+
 @pytest.mark.parametrize(
     ("state", "cause"),
     [("down*", Cause.NODE_FAILURE), ("drain", Cause.NODE_FAILURE), ("idle", Cause.UNKNOWN)],
@@ -202,3 +221,18 @@ def test_a_node_has_the_name_that_slurm_gave_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[08-10],cpu-a")
 
     assert [slurm.host_of(node) for node in range(4)] == ["gpu08", "gpu09", "gpu10", "cpu-a"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"), [("node[1-2]", True), ("node2", False), ("node1", True), ("(null)", False)]
+)
+def test_whether_a_job_still_has_a_node(stand: Stand, listed: str, expected: bool) -> None:
+    stand.shows(nodelist=listed)
+
+    assert has_node(MINE, "node1") == expected
+
+
+def test_without_an_answer_a_job_has_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    assert has_node(MINE, "node1")
