@@ -169,6 +169,11 @@ class Run:
                 found.append(int(entry.name))
         return found
 
+    def tasks(self, kind: str) -> list[int]:
+        """Process ids of the tasks of SLURM that keep the processes which work on `kind`."""
+        stats = [Path(f"/proc/{works}/stat") for works in self.processes("in-slurm", kind)]
+        return [int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) for stat in stats]
+
     def digest(self) -> str:
         return self.runs.univip("digest", self.name)
 

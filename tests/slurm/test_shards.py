@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 SHARDS = 24
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
 def test_what_is_killed_of_an_array_is_made_again_and_nothing_twice(undisturbed: Run, empty: Runs) -> None:
@@ -34,8 +29,10 @@ def test_what_is_killed_of_an_array_is_made_again_and_nothing_twice(undisturbed:
             identity = status.st_ino, status.st_mtime_ns
             assert published.setdefault(path.name, identity) == identity, f"{path.name} was made twice"
         for kind in list(to_kill):
-            for pid in boxes.processes("in-slurm", kind)[:1]:
-                os.kill(pid if to_kill.pop(kind) == 1 else parent_of(pid), signal.SIGKILL)
+            works = boxes.processes("in-slurm", kind) if to_kill[kind] == 1 else boxes.tasks(kind)
+            for pid in works[:1]:
+                os.kill(pid, signal.SIGKILL)
+                del to_kill[kind]
         return bool(boxes.status()["state"] in ("failed", "stopped", "done"))
 
     boxes.until(is_over, "the end of the array", 300)

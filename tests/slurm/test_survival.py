@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -116,3 +117,26 @@ def test_a_job_that_an_administrator_cancels_stays_cancelled_and_can_be_resumed(
 
     assert [attempt.cause for attempt in run.attempts()] == ["cancelled", "done"]
     assert run.digest() == undisturbed.digest()
+
+
+def test_a_training_that_is_killed_beyond_requeue_is_brought_to_its_evaluation(
+    undisturbed: Run, runs: Runs
+) -> None:
+    run = runs.submit()
+    run.until_running(1)
+    first = run.job_id("train")
+
+    # The task with all that it started: nobody is left to save anything or to ask for a requeue.
+    for pid in [*run.tasks("train"), *run.processes()]:
+        os.kill(pid, signal.SIGKILL)
+    run.until(lambda: run.status()["state"] in ("failed", "stopped"), "the end of the job", 120)
+    assert run.status()["stage"] == "train"
+    assert "resubmitted in train" in runs.univip("supervise", "--once")
+    assert runs.univip("supervise", "--once") == ""
+    run.until_done()
+
+    assert run.job_id("train") != first
+    assert [attempt.cause for attempt in run.attempts()] == ["killed", "done"]
+    assert run.digest() == undisturbed.digest()
+    ledger = [json.loads(line) for line in (run.directory / "ledger.jsonl").read_text().splitlines()]
+    assert [record["cause"] for record in ledger if record["kind"] == "supervise"] == ["killed"]
