@@ -211,8 +211,13 @@ def _is_worked_on(run_dir: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Of a stage: like that of the shell that submitted, where submitit hides every GPU from a local job."""
+    """Of a stage: like that of the shell that submitted, where submitit hides every GPU from a local job.
+
+    In an allocation of several nodes it does not name the others, which take no part.
+    """
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    for name in ("SLURM_NNODES", "SLURM_NODEID", "SLURM_JOB_NODELIST"):
+        environment.pop(name, None)
     visible = environment.pop(VISIBLE_GPUS, "")
     if visible == "all":
         environment.pop("CUDA_VISIBLE_DEVICES", None)

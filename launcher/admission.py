@@ -24,7 +24,7 @@ from launcher.errors import SlurmUnavailableError
 from launcher.freeze import code_dir
 from launcher.sbatch import SlurmJob, render_slurm, submit_probe, trial_jobs
 from launcher.site import Partition, Site, ask_site, parse_gpus
-from launcher.slurm import ask, cancel_jobs, queue
+from launcher.slurm import ask, cancel_jobs, outside_of_jobs, queue
 from univip.errors import ConfigError, UnivipError
 
 _TEST_TIMEOUT_S = 60
@@ -229,14 +229,15 @@ def _trials(config: Config) -> Iterator[Row]:
     for kind, job in trial_jobs(config, Path(config.paths.runs) / "doctor").items():
         [script] = render_slurm([job], code_dir(job.run_dir))
         try:
-            done = subprocess.run(
-                ["sbatch", "--test-only"],
-                input=script,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_TEST_TIMEOUT_S,
-            )
+            with outside_of_jobs():
+                done = subprocess.run(
+                    ["sbatch", "--test-only"],
+                    input=script,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=_TEST_TIMEOUT_S,
+                )
         except (OSError, subprocess.SubprocessError) as error:
             yield warn(f"job {kind}", str(error), "sbatch --test-only")
             continue

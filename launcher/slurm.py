@@ -6,7 +6,8 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from launcher.errors import SlurmUnavailableError
@@ -17,6 +18,8 @@ _ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()  # noqa: SIM905
 )
 NEVER = "DependencyNeverSatisfied"
+# What a user may have set; every other SLURM_* variable tells a process of the job that it belongs to.
+_SETTINGS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,27 @@ def withdraw_jobs(job_ids: Sequence[str]) -> None:
         SlurmUnavailableError: If scancel is missing or does not answer.
     """
     _run(["scancel", "--quiet", *job_ids])
+
+
+@contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """The environment of a login node, also in a session that is itself a job.
+
+    sbatch hands its environment on, and srun in the new job would take what it says of the memory, CPUs and
+    nodes of the old one for its own. (`submitit.helpers.clean_env` forgets what the user has set, too.)
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    of_job = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(("SLURM_", "SLURMD_", "SRUN_")) and name not in _SETTINGS
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(of_job)
 
 
 def ask(*command: str) -> str:

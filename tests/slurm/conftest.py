@@ -70,13 +70,18 @@ class Cluster:
 
 
 class Runs:
-    """One folder of runs, and the command line over it."""
+    """One folder of runs, and the command line over it.
+
+    Attributes:
+        within: Command that starts the command line elsewhere, such as srun.
+    """
 
     def __init__(self, cluster: Cluster, folder: Path, photographs: list[str]) -> None:
         self.cluster = cluster
         self.folder = folder
         self.photographs = photographs
         self.environment = cluster.environment | {"UNIVIP_RUNS": str(folder)}
+        self.within: list[str] = []
 
     def request(self, *overrides: str) -> list[str]:
         """A small pipeline: two elastic workers on one node; of the array of proposals two run at once."""
@@ -102,7 +107,7 @@ class Runs:
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """A command of the command line, running."""
         return subprocess.Popen(
-            [*UNIVIP, *arguments],
+            [*self.within, *UNIVIP, *arguments],
             env=self.environment | environment,
             cwd=ROOT,
             stdout=subprocess.PIPE,

@@ -93,7 +93,7 @@ def test_a_job_that_loses_its_first_node_begins_again_and_uses_it_once_it_is_rep
     runs.cluster.power("kill-node", first.removeprefix("node"))
     run.until_running(2)  # not after the two minutes that torch would wait for the first node
     went_on_s = run.attempts()[1].started - lost_at
-    print(f"the power cut of the first node to the next attempt: {went_on_s:.1f} s")  # noqa: T201 - for `pytest -rP`
+    print(f"the first node's power cut to the next attempt: {went_on_s:.1f} s")  # noqa: T201 - for `pytest -rP`
     assert worlds(run)[-1] == 2
     said = runs.univip("logs", run.name)
     assert f"SLURM has taken {first} from the job" in said, said

@@ -65,6 +65,25 @@ def test_a_pipeline_runs_to_the_end_and_every_command_tells_how_far_it_is(
     assert sum(after - before < 29 for before, after in pairwise(calls)) <= 3, calls
 
 
+def test_a_pipeline_that_is_submitted_within_a_job_has_nothing_of_it(empty: Runs) -> None:
+    """As from a shell that srun began; what that asked for would be refused by the srun of the new jobs."""
+    empty.within = ["srun", "--ntasks=1", "--cpus-per-task=3", "--mem-per-cpu=100", "--cpu-bind=cores"]
+    run = empty.submit("cluster.mem_gb=2", "train.max_steps=8")
+    empty.within = []
+
+    run.until_done()
+
+
+def test_a_local_run_within_an_allocation_of_several_nodes_works_on_one(runs: Runs) -> None:
+    runs.within = ["salloc", "--quiet", "--nodes=2", "--ntasks=2"]
+    run = runs.submit("cluster=local", "train.max_steps=8", "--wait")
+    runs.within = []
+
+    run.until_done()
+    assert [attempt.cause for attempt in run.attempts()] == ["done"]
+    assert {record["world_size"] for record in run.records("round")} == {2}
+
+
 def test_the_same_request_again_starts_nothing(undisturbed: Run) -> None:
     runs = undisturbed.runs
 

@@ -131,7 +131,9 @@ def test_a_training_that_is_killed_beyond_requeue_is_brought_to_its_evaluation(
         os.kill(pid, signal.SIGKILL)
     run.until(lambda: run.status()["state"] in ("failed", "stopped"), "the end of the job", 120)
     assert run.status()["stage"] == "train"
+    runs.within = ["srun", "--ntasks=1", "--cpus-per-task=1", "--mem-per-cpu=500"]
     assert "resubmitted in train" in runs.univip("supervise", "--once")
+    runs.within = []
     assert runs.univip("supervise", "--once") == ""
     run.until_done()
 

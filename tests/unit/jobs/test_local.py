@@ -17,6 +17,7 @@ from jobs import local
 from jobs.attempts import attempt
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
+from jobs.slurm import Execution
 
 # Stands in for `python -m jobs.base KIND RUN_DIR`: writes what it was asked for, then does what the file
 # named after its kind says.
@@ -255,6 +256,22 @@ def test_a_full_disk_ends_no_stage(lab: Lab) -> None:
     assert lab.started() == KINDS
     assert supervisor.stderr is not None
     assert supervisor.stderr.read().count("is not up to date") == 1
+
+
+def test_a_stage_in_an_allocation_of_several_nodes_works_on_its_own(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.script("train", 'env > "$4/seen"')
+    for name, value in {"JOB_ID": "7", "NNODES": "2", "NODEID": "1", "JOB_NODELIST": "node[1-2]"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    run_dir = lab.request()
+
+    assert lab.supervise(run_dir).wait(20) == 0
+
+    lines = (run_dir / "seen").read_text().splitlines()
+    seen = dict(line.split("=", 1) for line in lines if line.startswith("SLURM_"))
+    assert Execution.here(seen) == Execution("7", restart=0, node=0, num_nodes=1)
+    assert "SLURM_JOB_NODELIST" not in seen
 
 
 def test_a_stage_sees_the_gpus_of_the_shell_that_submitted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

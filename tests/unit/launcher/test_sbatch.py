@@ -277,7 +277,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name, text in {
-        "sbatch": f'cd {folder}; n=$(ls | grep -c ^job); cp "$1" job-$n; '
+        "sbatch": f'cd {folder}; n=$(ls | grep -c ^job); cp "$1" job-$n; env > env-$n; '
         '[ -f refuse-$n ] && echo "no such partition" >&2 && exit 1; echo "Submitted batch job 10$n"',
         "srun": "exit 0",
         "scancel": f'echo "$@" >> {folder}/cancelled',
@@ -300,6 +300,22 @@ def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, slurm: Pat
         "afterok:102",
         "afterok:103",
     ]
+
+
+def test_what_is_submitted_within_a_job_knows_nothing_of_that_job(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_job = {"SLURM_JOB_ID": "7", "SLURM_CPU_BIND": "quiet,cores", "SRUN_DEBUG": "3"}
+    chosen = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_RESERVATION": "mine", "WANDB_MODE": "offline"}
+    for name, value in {**of_job, **chosen}.items():
+        monkeypatch.setenv(name, value)
+
+    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")), CODE)
+
+    handed_on = dict(line.split("=", 1) for line in (slurm / "env-3").read_text().splitlines() if "=" in line)
+    assert not of_job.keys() & handed_on.keys()
+    assert chosen.items() <= handed_on.items()
+    assert of_job.items() <= os.environ.items()
 
 
 def test_what_submitit_pickles_is_a_function_by_name_and_two_strings(tmp_path: Path, slurm: Path) -> None:
