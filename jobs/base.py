@@ -34,6 +34,7 @@ IN_SLURM = "in-slurm"  # what only `run_slurm_job` asks for
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _PARENT_POLL_S = 1.0
 _DEATHS = 3  # within one execution of a job
+_has_no_parent = threading.Event()
 
 
 class _Stopped(BaseException):
@@ -85,7 +86,8 @@ def run_slurm_job(kind: str, run_dir: str) -> None:
 def run_slurm_task(kind: str, run_dir: str) -> None:
     """The work of one task of SLURM; puts the job back into the queue if it asks for that.
 
-    Not if somebody cancelled it, which a requeue would undo.
+    Not if somebody cancelled it, which a requeue would undo, nor without the task that kept this process: a
+    job that SLURM counts as failed is for `univip supervise`, which has a budget.
     """
     _prepare(run_dir)
     here = slurm.Execution.here()
@@ -98,7 +100,7 @@ def run_slurm_task(kind: str, run_dir: str) -> None:
             sys.stderr.write(outcome.message + "\n")
     else:
         outcome = _attempt(kind, Path(run_dir))
-        is_to_go_on = outcome.cause != Cause.CANCELLED
+        is_to_go_on = outcome.cause != Cause.CANCELLED and not _has_no_parent.is_set()
     if outcome.exit_code == ExitCode.REQUEUE and is_to_go_on:
         unfit = unfit_hosts(Path(run_dir), now=time.time())
         if refusal := slurm.requeue(here, without=unfit):
@@ -136,6 +138,8 @@ def _why_stopped(config: Config, run_dir: Path) -> Outcome:
     """The outcome of work that was told to stop; only a cancelled one is not started again."""
     if (run_dir / CANCELLED_FILE).exists():
         return Outcome(ExitCode.REQUEUE, Cause.CANCELLED, "cancelled")
+    if _has_no_parent.is_set():
+        return Outcome(ExitCode.REQUEUE, Cause.KILLED, "the process that watched over this one was killed")
     here, delay_s = slurm.Execution.here(), config.cluster.signal_delay_s
     return Outcome(ExitCode.REQUEUE, *slurm.why_signalled(here, signal_delay_s=delay_s))
 
@@ -252,6 +256,7 @@ def _stop_without_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_PARENT_POLL_S)
+        _has_no_parent.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -43,6 +43,8 @@ def test_what_is_killed_of_an_array_is_made_again_and_nothing_twice(undisturbed:
         boxes.until(lambda: is_over() and boxes.status()["state"] == "done", "the rest of the shards", 300)
 
     assert len(published) == 2 * SHARDS
+    attempts = [each for number in range(SHARDS) for each in boxes.attempts(f"shard:{number}")]
+    assert {each.cause for each in attempts} == {"done", "killed"}
     stores = [run.directory / "proposals.arrow" for run in (boxes, undisturbed.runs.boxes())]
     assert stores[0].read_bytes() == stores[1].read_bytes()
     assert '"jobs": []' in empty.univip("submit", "proposals", *words, "--json")
