@@ -1,15 +1,13 @@
 """The local supervisor: runs the stages of one request on this machine, without a scheduler.
 
-One detached process per request. It owns the run by a file lock that the kernel gives back when it dies,
-runs one stage after the other as child processes, starts a stage again that asks for it (75), stops at the
-first that fails, and writes all it knows to `supervisor.json`; `status`, `logs` and `cancel` need only that
-file and a signal: SIGTERM asks the stage to save its state and stop, SIGINT kills it, and both end the
-chain.
+One detached process per request. It owns the run by a file lock that is free again when it dies, runs one
+stage after the other as child processes, starts a stage again that asks for it (75), stops at the first that
+fails, and writes all it knows to `supervisor.json`; `status`, `logs` and `cancel` need only that file and a
+signal: SIGTERM asks the stage to save its state and stop, SIGINT kills it, and both end the chain.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -21,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from jobs.attempts import living_attempts, start_ticks
+from jobs.attempts import RunBusyError, living_attempts, start_ticks
+from jobs.locks import locked
 from jobs.outcomes import Cause, ExitCode, Outcome, write_json
 from jobs.requests import SUPERVISOR_FILE, VISIBLE_GPUS, Request, Stage
 
@@ -195,13 +194,10 @@ class _Supervisor:
 
 def _lock(run_dir: Path, held: ExitStack) -> bool:
     """Own a run until `held` is closed or this process dies; False if another process owns it."""
-    with ExitStack() as unlocked:  # closes the file at once where another process owns the run
-        file = unlocked.enter_context((run_dir / _LOCK_FILE).open("ab"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        held.enter_context(unlocked.pop_all())
+    try:
+        held.enter_context(locked(run_dir / _LOCK_FILE, wait=False))
+    except RunBusyError:
+        return False
     return True
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from jobs.config import Config, RunKind
 from jobs.identity import run_id
+from jobs.locks import has_locks
 from jobs.outcomes import read_json
 from jobs.requests import Stage
 from launcher.dash import FOLDER as DASH_FOLDER
@@ -158,6 +159,7 @@ def runs_folder(runs: Path, *, asks_kind: bool) -> Iterator[Row]:
         above = next(folder for folder in (runs, *runs.parents) if folder.exists())
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=above) as folder:
             sync_s, mb_per_s = _sync_speed(Path(folder))
+            can_lock = has_locks(Path(folder))
             before = time.time()
             (Path(folder) / "clock").touch()
             skew_s = (Path(folder) / "clock").stat().st_mtime - before
@@ -178,6 +180,11 @@ def runs_folder(runs: Path, *, asks_kind: bool) -> Iterator[Row]:
         yield warn("fsync", speed, "paths.runs=/a/faster/disk, or a larger checkpoint.every_steps")
     else:
         yield ok("fsync", speed)
+    if can_lock:
+        yield ok("locks", "files can be locked")
+    else:
+        what = "the file system has none, so files `*.owner` stand for them"
+        yield warn("locks", what, "rm RUN/*.owner  # after a machine died that had submitted or run it")
     skew = f"the file system's clock is {round(skew_s, 1) + 0.0:+.1f} s off this machine's"
     if abs(skew_s) > _SKEW_S:
         yield warn("clock", skew, "timedatectl  # is the clock of this machine synchronised?")

@@ -8,13 +8,13 @@ of sacct, where there is accounting; how a job ended is remembered, so it is ask
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.locks import locked
 from jobs.outcomes import read_json
 from launcher.errors import SlurmUnavailableError
 from launcher.slurm import JobState, accounted, queue
@@ -61,8 +61,7 @@ def look(runs: Path, job_ids: Collection[str]) -> Queue:
     if 0 <= time.time() - found.time < INTERVAL_S and not wanted:
         return found
     try:
-        with (runs / _LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(runs / _LOCK):
             found = _read(runs)  # while this waited, another process may have asked
             for job_id in wanted - found.missing.keys():
                 found.missing[job_id] = 0.0

@@ -6,7 +6,6 @@ until the first is through, finds the run owned, and reports it.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -23,6 +22,7 @@ from jobs.attempts import living_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.config import ClusterKind, Config, RunHeader, RunKind, load, load_header, store, with_site_of
 from jobs.identity import differing, is_site
+from jobs.locks import locked
 from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.admission import explain_refusal, refuse_endless
@@ -366,8 +366,7 @@ def lock(run_dir: Path) -> Iterator[None]:
     path = run_dir / "submit.lock"
     while True:
         run_dir.mkdir(exist_ok=True)
-        with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(path) as file:
             # Whoever held it may have put the run aside, and the lock with it.
             if _is_at(path, file.fileno()):
                 yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,11 +15,11 @@ from typing import Any
 
 import jobs
 import univip
-from jobs.attempts import RunBusyError
 from jobs.drill import results
 from jobs.drill.kinds import KINDS, Kind
 from jobs.drill.lab import Lab
 from jobs.drill.results import Result
+from jobs.locks import locked
 from univip.resilience import faults
 
 _LOCK_FILE = "lock"
@@ -58,15 +57,7 @@ def run(
         RunBusyError: If another campaign is at work in this folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_FILE).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusyError(
-                "one drill at a time can use this folder, but another is at work in it.",
-                where=str(folder),
-                fix="wait for it, or univip --runs OTHER_FOLDER drill ...",
-            ) from None
+    with locked(folder / _LOCK_FILE, wait=False):
         return _run(folder, photographs, overrides, kinds, trials, seed, resume, tell)
 
 

@@ -66,7 +66,7 @@ def test_a_python_that_crashes_over_torch_is_told(monkeypatch: pytest.MonkeyPatc
 def test_a_folder_of_runs_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     rows = {row.check: row for row in doctor.runs_folder(tmp_path / "a" / "runs", asks_kind=False)}
 
-    assert list(rows) == ["run root", "space", "fsync", "clock"]
+    assert list(rows) == ["run root", "space", "fsync", "locks", "clock"]
     assert rows["run root"].found == f"{tmp_path}/a/runs (to be made in {tmp_path}) can be written"
     assert rows["clock"].level is Level.OK
     assert list(tmp_path.iterdir()) == []

@@ -137,7 +137,7 @@ def test_what_is_raised_makes_a_trial_fail_and_names_the_kind(drill: Callable[..
 
 def test_a_second_campaign_in_the_same_folder_is_refused(drill: Callable[..., dict[str, Any]]) -> None:
     def round_trip(lab: object, number: int, draws: object) -> Result:
-        with pytest.raises(RunBusyError, match="one drill at a time"):
+        with pytest.raises(RunBusyError, match="one process at a time"):
             drill(lambda *_: GOOD)
         return replace(GOOD, trials=3, detected=3, recovered=3)
 
