@@ -34,6 +34,7 @@ _ANSWER = "probe.json"
 _ASK_EVERY_S = 5.0
 _LATE_S = 60.0  # an answer may be, in the cache of a network file system
 _SKEW_S = 2.0
+TOO_MANY_JOBS = "MaxSubmitJob"  # sbatch, of one more than a user may have; elements of an array count each
 _TRAINS = frozenset({"train", "evaluate"})  # stages that ask for what a training does
 
 
@@ -129,6 +130,8 @@ def explain_refusal(
         kinds: Of the stages that were submitted.
         cluster: What their jobs were made of.
     """
+    if TOO_MANY_JOBS in error.what:
+        return ConfigError(error.what, where=error.where, fix="squeue --me  # wait for some of these to end")
     if not _TRAINS.intersection(kinds):  # what only a training asks for is not to blame
         cluster = replace(cluster, nodes=NodesConfig(), gpus_per_node=0, gpu_type="", gres="")
         cluster = replace(cluster, cpus_per_task=cluster.shard_cpus, time_h=cluster.shard_time_h)

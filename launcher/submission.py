@@ -25,7 +25,7 @@ from jobs.identity import differing, is_site
 from jobs.locks import locked
 from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
-from launcher.admission import explain_refusal, refuse_endless
+from launcher.admission import TOO_MANY_JOBS, explain_refusal, refuse_endless
 from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.freeze import ENVIRONMENT_FILE, code_dir, freeze, frozen
 from launcher.local import start_local
@@ -165,10 +165,7 @@ def _start_in_slurm(
     mine = [stage for stage in remaining if stage not in others]
     if not code.is_dir():
         freeze(run_dir)
-    try:
-        ids = submit_slurm(slurm_jobs(plan, mine), code, after=under_way.get("merge", ""))
-    except SlurmUnavailableError as error:
-        raise explain_refusal(error, {stage.kind for stage in mine}, plan.config.cluster) from error
+    ids = _submit(plan, mine, code, after=under_way.get("merge", ""))
     forget(run_dir.parent)
     found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
     for run in {stage.run for stage, _ in found} | {run_dir.name}:
@@ -180,6 +177,20 @@ def _start_in_slurm(
         ]
         write_json(run_dir.parent / run / JOBS_FILE, {"request": request.id, "jobs": jobs})
     return [(stage.kind, job_id) for stage, job_id in found]
+
+
+def _submit(plan: Plan, stages: list[Stage], code: Path, *, after: str) -> list[str]:
+    """Submit jobs, with fewer and longer elements of the array where a user may not have that many."""
+    while True:
+        try:
+            return submit_slurm(slurm_jobs(plan, stages), code, after=after)
+        except SlurmUnavailableError as error:
+            elements = min(len(plan.shards_left), plan.most_elements)
+            has_array = any(stage.kind == "shards" for stage in stages) and elements > 1
+            if not (has_array and TOO_MANY_JOBS in error.what):
+                raise explain_refusal(error, {stage.kind for stage in stages}, plan.config.cluster) from error
+            plan = replace(plan, most_elements=elements // 2)
+            refuse_endless(slurm_jobs(plan, stages), plan.config.cluster)
 
 
 def _boxes_under_way(boxes: Path) -> dict[str, str]:

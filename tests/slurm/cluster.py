@@ -87,6 +87,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd_port}
 AccountingStoragePass={folder}/run/munge.socket
+AccountingStorageEnforce=associations,limits,qos
 AccountingStorageTRES=gres/gpu
 NodeName=DEFAULT CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=64000
 NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] \
@@ -110,14 +111,16 @@ StorageUser=slurm
 StoragePass={password}
 StorageLoc=slurm
 """
-# Names, a user, and three ranks of jobs: `high` preempts `low`, which gets ten seconds to save its state.
+# Names, a user, and ranks of jobs: `high` preempts `low`, which gets ten seconds to save its state, and of
+# `few` a user may have only eight at once.
 ACCOUNTS = (
     "add cluster univip",
     "add account research cluster=univip",
     "add user root account=research defaultaccount=research",
     "add qos low set priority=1 GraceTime=10 preemptmode=requeue",
     "add qos high set priority=100 preempt=low",
-    "modify user root set qos=normal,low,high defaultqos=normal",
+    "add qos few set MaxSubmitJobsPerUser=8",
+    "modify user root set qos=normal,low,high,few defaultqos=normal",
 )
 
 

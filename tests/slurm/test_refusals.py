@@ -107,3 +107,26 @@ def test_a_folder_that_the_nodes_do_not_see_is_told_with_the_command_that_shows_
             "doctor cluster",
         ):
             assert words_of in said
+
+
+def test_where_a_user_may_have_few_jobs_an_array_has_few_elements(cluster: Cluster, empty: Runs) -> None:
+    words = ["cluster.qos=few", "proposals.shard_images=2", "+cluster.extra.begin=now+600"]
+
+    run = empty.submit(*words)
+    another = empty.start(*empty.request(*words, "seed=1"))
+    _, err = another.communicate(timeout=120)
+
+    listed = cluster.run("squeue", "--noheader", "--array", "--format=%j %k").splitlines()
+    stages = [line.split()[0] for line in listed if line.split()[1] in (run.name, empty.boxes().name)]
+    # Of eight jobs four are left for twelve shards, which are halved until they fit.
+    assert sorted(stages) == [
+        "univip-evaluate",
+        "univip-merge",
+        "univip-prepare",
+        *3 * ["univip-shards"],
+        "univip-train",
+    ]
+    assert another.returncode == 2
+    assert "MaxSubmitJob" in err
+    assert "fix:   squeue --me" in err
+    empty.univip("cancel", run.name)
