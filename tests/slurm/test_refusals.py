@@ -113,7 +113,7 @@ def test_where_a_user_may_have_few_jobs_an_array_has_few_elements(cluster: Clust
     words = ["cluster.qos=few", "proposals.shard_images=2", "+cluster.extra.begin=now+600"]
 
     run = empty.submit(*words)
-    another = empty.start(*empty.request(*words, "seed=1"))
+    another = empty.start(*empty.request(*words, "train.seed=1"))
     _, err = another.communicate(timeout=120)
 
     listed = cluster.run("squeue", "--noheader", "--array", "--format=%j %k").splitlines()
