@@ -207,7 +207,9 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
         cpus = math.ceil(cpus / max(1, cluster.gpus_per_node))
     # Requeued by SLURM itself after a node failure; ended instead of waiting for ever for a job that failed.
     extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
-    srun = [f"--cpus-per-task={cpus}"]  # since 22.05 srun does not take it from sbatch
+    # Since 22.05 srun does not take the CPUs from sbatch. At sites where jobs begin with an empty environment
+    # (`--export=NONE`) it would not hand on what submitit's script exports either.
+    srun = [f"--cpus-per-task={cpus}", "--export=ALL"]
     if trains:
         # A lost node ends neither the allocation nor the other agents.
         extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}

@@ -88,7 +88,7 @@ module load cuda
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 \
+srun --unbuffered --output FOLDER/%j_%t_log.out --error FOLDER/%j_%t_log.err --cpus-per-task=64 --export=ALL \
 --ntasks-per-node=1 --no-kill --kill-on-bad-exit=0 --wait=0 PYTHON -I -S BLOCKED \
 -u -m submitit.core._submit FOLDER
 """
