@@ -35,7 +35,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[IO[bytes]]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise _busy(path) from None
+            raise _busy(path, "wait for it") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -49,7 +49,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[IO[bytes]]:
         try:
             lock.acquire()
         except Timeout:
-            raise _busy(marker) from None
+            fix = f"wait for it; if the process and the machine that it names are dead, rm {marker}"
+            raise _busy(marker, fix) from None
         try:
             yield file
         finally:
@@ -68,9 +69,5 @@ def has_locks(folder: Path) -> bool:
     return True
 
 
-def _busy(path: Path) -> RunBusyError:
-    return RunBusyError(
-        "one process at a time can work here, but another does.",
-        where=str(path),
-        fix=f"wait for it; a `.owner` names its process and machine: if that is dead, rm {path}",
-    )
+def _busy(path: Path, fix: str) -> RunBusyError:
+    return RunBusyError("one process at a time can work here, but another does.", where=str(path), fix=fix)
