@@ -65,11 +65,14 @@ def test_a_pipeline_runs_to_the_end_and_every_command_tells_how_far_it_is(
     assert sum(after - before < 29 for before, after in pairwise(calls)) <= 3, calls
 
 
-def test_a_pipeline_that_is_submitted_within_a_job_has_nothing_of_it(empty: Runs) -> None:
-    """As from a shell that srun began; what that asked for would be refused by the srun of the new jobs."""
+@pytest.mark.parametrize("export", ["ALL", "NONE"])
+def test_a_pipeline_that_is_submitted_within_a_job_has_nothing_of_it(empty: Runs, export: str) -> None:
+    """As from a shell that srun began; what that asked for would be refused by the srun of the new jobs.
+
+    Other sites begin jobs with an empty environment, so that nothing at all is handed on.
+    """
     empty.within = ["srun", "--ntasks=1", "--cpus-per-task=3", "--mem-per-cpu=100", "--cpu-bind=cores"]
-    # Many sites begin jobs with an empty environment.
-    run = empty.submit("cluster.mem_gb=2", "train.max_steps=8", "+cluster.extra.export=NONE")
+    run = empty.submit("cluster.mem_gb=2", "train.max_steps=8", f"+cluster.extra.export={export}")
     empty.within = []
 
     run.until_done()
