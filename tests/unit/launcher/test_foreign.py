@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
+from jobs.attempts import attempt
+from jobs.config import Config, load_header
 from launcher import submission
 from launcher.cli.main import run
-from launcher.errors import REFUSED
+from launcher.errors import REFUSED, RefusedError
+from launcher.plan import make_plan, plan_again
 from launcher.runs import RUNS_VARIABLE
+from launcher.submission import submit
 
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make files of another user")
 OTHER = 12345
 
 
@@ -133,3 +139,37 @@ def test_supervising_leaves_it_alone(bomb: Path, tmp_path: Path) -> None:
 
     assert state_of(tmp_path) == before
     assert not bomb.exists()
+
+
+@needs_root
+def test_the_way_out_of_a_run_of_another_user_is_a_fork(config: Config, started: list[Path]) -> None:
+    run_dir = submit(make_plan("pipeline", config), []).run_dir
+    boxes = run_dir.parent / load_header(run_dir).proposals
+    os.chown(run_dir, OTHER, OTHER)
+    os.chown(boxes, OTHER, OTHER)
+
+    for request in (lambda: make_plan("pipeline", config), lambda: plan_again(run_dir)):
+        with pytest.raises(RefusedError, match="must be yours to resume") as refused:
+            request()
+        assert "--fork" in refused.value.fix
+    fork = submit(make_plan("pipeline", config, forks=True), [], forks=True).run_dir
+
+    # Boxes that are not made yet have to be made somewhere else, too.
+    assert load_header(fork).proposals == boxes.name.replace("proposals-", "proposals.fork1-")
+
+
+@needs_root
+def test_finished_boxes_of_another_user_are_read_and_not_written(config: Config, started: list[Path]) -> None:
+    plan = make_plan("pipeline", config)
+    boxes = submit(plan, []).run_dir.parent / plan.header.proposals
+    for kind in ("prepare", "shards", "merge"):
+        with attempt(boxes, kind) as mine:
+            mine.exit_code = 0
+    os.chown(boxes, OTHER, OTHER)
+    shutil.rmtree(plan.run_dir)
+    before = sorted((path, path.stat().st_mtime_ns) for path in boxes.rglob("*"))
+
+    done = submit(make_plan("pipeline", config), [])
+
+    assert load_header(done.run_dir).proposals == boxes.name
+    assert sorted((path, path.stat().st_mtime_ns) for path in boxes.rglob("*")) == before

@@ -1,25 +1,17 @@
-import fcntl
 import json
 import os
-import shutil
-import socket
 import stat
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import PIL.Image
 import pytest
 
-from jobs.attempts import attempt, start_ticks
+from jobs.attempts import attempt
 from jobs.compose import compose
-from jobs.config import Config, load, load_header
-from jobs.outcomes import write_json
-from jobs.requests import Request
-from launcher import submission
+from jobs.config import Config, load
 from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.follow import follow
 from launcher.plan import make_plan, plan_again
@@ -28,37 +20,6 @@ from launcher.submission import submit
 from univip.checkpoint import layout
 from univip.config import MethodConfig
 from univip.errors import ConfigError
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
-    for number in range(3):
-        PIL.Image.new("RGB", (30 + number, 20)).save(photographs / f"{number}.png")
-    overrides = [f"data.root='{photographs}'", "data=folder", f"paths.runs='{tmp_path}/runs'"]
-    return compose([*overrides, "debug=small"])
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Run directories for which a supervisor would have been started."""
-    found: list[Path] = []
-
-    def start(run_dir: Path, request_id: str) -> int:
-        found.append(run_dir)
-        return 42
-
-    monkeypatch.setattr(submission, "start_local", start)
-    return found
-
-
-def own(run_dir: Path) -> None:
-    """Pretend that this process supervises the run."""
-    request = Request.load(run_dir)
-    assert request is not None
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "start_ticks": start_ticks(os.getpid())}
-    write_json(run_dir / "supervisor.json", {**owner, "request": request.id, "stages": [], "outcome": ""})
 
 
 def finish(run_dir: Path, *kinds: str) -> None:
@@ -105,7 +66,9 @@ def test_directories_are_private_unless_the_configuration_opens_them(
     assert stat.S_IMODE(run_dir.parent.stat().st_mode) == 0o755  # others have runs there, too
 
 
-def test_a_running_run_is_reported_and_not_started_twice(config: Config, started: list[Path]) -> None:
+def test_a_running_run_is_reported_and_not_started_twice(
+    config: Config, started: list[Path], own: Callable[[Path], None]
+) -> None:
     run_dir = submit(make_plan("pipeline", config), []).run_dir
     own(run_dir)
 
@@ -179,18 +142,10 @@ def test_a_finished_run_can_be_evaluated_again(config: Config, started: list[Pat
     assert load(run_dir).evaluate.neighbours == 3
 
 
-def half_trained(config: Config) -> Path:
-    plan = make_plan("pipeline", config)
-    run_dir = submit(plan, []).run_dir
-    finish(run_dir.parent / plan.header.proposals, "prepare", "shards", "merge")
-    with attempt(run_dir, "train") as mine:
-        mine.exit_code = 75
-    save_checkpoint(run_dir)
-    return run_dir
-
-
-def test_a_half_trained_run_that_was_evaluated_is_not_done(config: Config, started: list[Path]) -> None:
-    run_dir = half_trained(config)
+def test_a_half_trained_run_that_was_evaluated_is_not_done(
+    config: Config, started: list[Path], half_trained: Path
+) -> None:
+    run_dir = half_trained
 
     submit(make_plan("evaluate", config), [])
     assert read_state(run_dir).stage == "evaluate"
@@ -201,9 +156,9 @@ def test_a_half_trained_run_that_was_evaluated_is_not_done(config: Config, start
 
 
 def test_resuming_goes_on_with_the_request_that_an_evaluation_came_between(
-    config: Config, started: list[Path]
+    config: Config, started: list[Path], half_trained: Path
 ) -> None:
-    run_dir = half_trained(config)
+    run_dir = half_trained
     for _ in range(2):
         submit(make_plan("evaluate", config), [])
         finish(run_dir, "evaluate")
@@ -387,108 +342,6 @@ def test_of_several_shells_that_submit_at_once_one_starts_the_run(config: Config
     assert sorted(started) == ["False"] * 3 + ["True"]
 
 
-def test_a_fork_is_a_run_of_its_own_beside_the_first(config: Config, started: list[Path]) -> None:
-    first = submit(make_plan("pipeline", config), []).run_dir
-    own(first)
-
-    forks = [submit(make_plan("pipeline", config, forks=True), [], forks=True) for _ in range(2)]
-
-    experiment, _, hash8 = first.name.rpartition("-")
-    assert [fork.run_dir.name for fork in forks] == [f"{experiment}.fork{n}-{hash8}" for n in (1, 2)]
-    assert [fork.message for fork in forks] == ["submitted", "submitted"]
-    assert len(started) == 3
-    header = load_header(forks[0].run_dir)
-    assert (header.id, header.origin) == (forks[0].run_dir.name, first.name)
-    assert header.proposals == load_header(first).proposals
-    assert {stage.run for stage in plan_again(forks[0].run_dir).request.stages} == {
-        header.id,
-        header.proposals,
-    }
-
-
-def test_a_fork_of_nothing_is_the_run_itself(config: Config, started: list[Path]) -> None:
-    plan = make_plan("pipeline", config, forks=True)
-
-    assert plan.header == make_plan("pipeline", config).header
-    assert submit(plan, [], forks=True).is_new
-
-
-def test_of_two_shells_that_fork_at_once_one_is_told_to_try_again(
-    config: Config, started: list[Path]
-) -> None:
-    submit(make_plan("pipeline", config), [])
-    plan = make_plan("pipeline", config, forks=True)
-    submit(plan, [], forks=True)
-
-    with pytest.raises(RefusedError, match="another shell has just begun it"):
-        submit(plan, [], forks=True)
-
-
-def test_a_resumed_fork_still_knows_where_it_came_from(config: Config, started: list[Path]) -> None:
-    first = submit(make_plan("pipeline", config), []).run_dir
-    fork = submit(make_plan("pipeline", config, forks=True), [], forks=True).run_dir
-
-    assert submit(plan_again(fork), []).run_dir == fork
-    assert load_header(fork).origin == first.name
-
-
-def test_a_replaced_run_is_put_aside_whole_and_a_new_one_begins(config: Config, started: list[Path]) -> None:
-    run_dir = half_trained(config)
-    checkpoints = list((run_dir / "checkpoints").iterdir())
-
-    done = submit(make_plan("pipeline", config), [], replaces=True)
-
-    assert (done.run_dir, done.message) == (run_dir, "submitted")
-    assert not (run_dir / "checkpoints").exists()
-    old = run_dir.with_name(load_header(run_dir).origin)
-    assert ".old1-" in old.name
-    assert [path.name for path in (old / "checkpoints").iterdir()] == [path.name for path in checkpoints]
-    assert load_header(old).id == old.name
-    assert (read_state(old).state, read_state(old).stage) == (State.stopped, "train")
-    assert submit(plan_again(old), []).run_dir == old  # it can be gone on with
-    assert started[-2:] == [run_dir, old]
-
-
-def test_a_running_run_is_not_replaced(config: Config, started: list[Path]) -> None:
-    run_dir = submit(make_plan("pipeline", config), []).run_dir
-    with attempt(run_dir, "train"), pytest.raises(RefusedError, match="must not be running") as refused:
-        submit(make_plan("pipeline", config), [], replaces=True)
-    assert refused.value.fix.startswith(f"univip cancel {run_dir.name}")
-    own(run_dir)
-
-    with pytest.raises(RefusedError, match="must not be running"):
-        submit(make_plan("pipeline", config), [], replaces=True)
-
-    assert len(started) == 1
-    assert len(list(run_dir.parent.glob("univip*"))) == 1
-
-
-def test_replacing_nothing_is_a_submission(config: Config, started: list[Path]) -> None:
-    assert submit(make_plan("pipeline", config), [], replaces=True).message == "submitted"
-
-
-def test_a_lock_that_was_put_aside_is_taken_anew(config: Config, started: list[Path]) -> None:
-    """A shell that waits for a run which is then replaced must meet the others at the new directory."""
-    run_dir = submit(make_plan("pipeline", config), []).run_dir
-    path = run_dir / "submit.lock"
-    with path.open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=submit, args=(make_plan("pipeline", config), []))
-        waiting.start()
-        while not is_waited_for(path):
-            time.sleep(0.01)
-        run_dir.rename(run_dir.with_name("aside"))
-    waiting.join()
-
-    assert (run_dir / "config.yaml").exists()
-
-
-def is_waited_for(path: Path) -> bool:
-    """Whether somebody waits for the lock on a file, says the kernel."""
-    inode = str(path.stat().st_ino)
-    return any("->" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines())
-
-
 def test_what_a_run_keeps_of_another_release_is_told(config: Config, started: list[Path]) -> None:
     run_dir = submit(make_plan("pipeline", config), []).run_dir
     stored = (run_dir / "config.yaml").read_text()
@@ -499,39 +352,3 @@ def test_what_a_run_keeps_of_another_release_is_told(config: Config, started: li
     assert (
         message == "resumed as it was begun, with method.sinkhorn_iterations=49, not 50: --fork begins anew"
     )
-
-
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make files of another user")
-OTHER = 12345
-
-
-@needs_root
-def test_the_way_out_of_a_run_of_another_user_is_a_fork(config: Config, started: list[Path]) -> None:
-    run_dir = submit(make_plan("pipeline", config), []).run_dir
-    boxes = run_dir.parent / load_header(run_dir).proposals
-    os.chown(run_dir, OTHER, OTHER)
-    os.chown(boxes, OTHER, OTHER)
-
-    for request in (lambda: make_plan("pipeline", config), lambda: plan_again(run_dir)):
-        with pytest.raises(RefusedError, match="must be yours to resume") as refused:
-            request()
-        assert "--fork" in refused.value.fix
-    fork = submit(make_plan("pipeline", config, forks=True), [], forks=True).run_dir
-
-    # Boxes that are not made yet have to be made somewhere else, too.
-    assert load_header(fork).proposals == boxes.name.replace("proposals-", "proposals.fork1-")
-
-
-@needs_root
-def test_finished_boxes_of_another_user_are_read_and_not_written(config: Config, started: list[Path]) -> None:
-    plan = make_plan("pipeline", config)
-    boxes = submit(plan, []).run_dir.parent / plan.header.proposals
-    finish(boxes, "prepare", "shards", "merge")
-    os.chown(boxes, OTHER, OTHER)
-    shutil.rmtree(plan.run_dir)
-    before = sorted((path, path.stat().st_mtime_ns) for path in boxes.rglob("*"))
-
-    done = submit(make_plan("pipeline", config), [])
-
-    assert load_header(done.run_dir).proposals == boxes.name
-    assert sorted((path, path.stat().st_mtime_ns) for path in boxes.rglob("*")) == before
