@@ -93,8 +93,10 @@ def _ended(
             except Dead:
                 pass
             except Exception:
+                # The death is raised in the thread that does the write. Where that is not this one, this one
+                # ends by what a process without that thread would never have seen, and which says nothing.
                 if not storage.is_dead:
-                    raise  # else another thread had died, and this one lived on without it
+                    raise
         if durable is not None:
             if storage.is_dead:
                 durable.cut(draws)
