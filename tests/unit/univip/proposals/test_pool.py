@@ -122,7 +122,8 @@ if __name__ == "__main__":
     tasks = {[(str(task.path), task.image_id, task.size) for task in tasks]!r}
     tasks = [pool.SearchTask(Path(path), image_id, size) for path, image_id, size in tasks]
     settings = pool.{SETTINGS!r}
-    for position, result in pool.search_images(tasks, settings, processes=2, timeout_s=2):
+    # Long enough for the others, and for a new process to begin, where the machine is busy.
+    for position, result in pool.search_images(tasks, settings, processes=2, timeout_s=6):
         print(position, result.reason or len(result.raw), flush=True)
 """
     script = tmp_path / "poisoned.py"
