@@ -20,8 +20,8 @@ VERSION = 1  # raised when a field changes its meaning; added fields do not coun
 FOLDER = "journal"
 MAX_LINE_BYTES = 32_768
 BLOCK_BYTES = 1 << 20
-BACK_BYTES = 4096  # read at a time while looking back for a `totals` record
-MAX_BACK_BYTES = 16 * BACK_BYTES  # a file in order has one within; else all of it is read
+BACK_BYTES = 2048  # read at a time while looking back for a `totals` record
+MAX_BACK_BYTES = 32 * BACK_BYTES  # a file in order has one within; else all of it is read
 
 Record = dict[str, Any]
 
@@ -78,7 +78,7 @@ class JournalFile:
         Raises:
             OSError: If the file cannot be read.
         """
-        with self.path.open("rb") as file:
+        with self.path.open("rb", buffering=0) as file:  # a buffer would read more than it is asked for
             start, data = file.seek(0, os.SEEK_END), b""
             while start and len(data) < MAX_BACK_BYTES:
                 size = min(start, BACK_BYTES)
@@ -93,7 +93,7 @@ class JournalFile:
             if not start:
                 return False, self._take(data) or []
             file.seek(0)
-            first = decode(file.readline(MAX_LINE_BYTES))
+            first = decode(file.read(MAX_LINE_BYTES).partition(b"\n")[0])
         return first is not None and first["kind"] == TOTALS, []
 
     def _take(self, data: bytes) -> list[Record] | None:
