@@ -131,7 +131,7 @@ def test_afterwards_only_what_was_appended_is_read(run_dir: Path) -> None:
 def test_a_run_of_four_nodes_of_eight_gpus_is_known_from_64_kb(tmp_path: Path) -> None:
     names = [name.removesuffix("{}") for name in KIND["gpu"].fields if name.endswith("{}")]
     bytes_read = []
-    for length in range(60, 67):  # a `totals` record comes after every seventh: each place where a file may end
+    for length in range(60, 67):  # every seventh is a `totals` record: wherever a file may end
         run_dir = tmp_path / str(length)
         run_dir.mkdir()
         write_round(run_dir, 1, steps=10 * length)
