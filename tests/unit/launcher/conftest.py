@@ -1,4 +1,4 @@
-"""What the tests of submissions share: a request, what it would start, and a run that got half-way."""
+"""What the tests of the command line share: where runs are, a run that was asked for, and one half-way."""
 
 from __future__ import annotations
 
@@ -12,13 +12,30 @@ import pytest
 
 from jobs.attempts import attempt, start_ticks
 from jobs.compose import compose
-from jobs.config import Config
+from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
-from jobs.requests import Request
+from jobs.requests import Request, stages_of
 from launcher import submission
 from launcher.plan import make_plan
 from launcher.submission import submit
 from univip.checkpoint import layout
+from univip.config import DataConfig
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNIVIP_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def run_dir(runs: Path) -> Path:
+    """A pipeline that was asked for, of which nothing has begun."""
+    run_dir = runs / "univip-1"
+    run_dir.mkdir(parents=True)
+    store(Config(data=DataConfig(root="/x")), RunHeader("univip-1", RunKind.train, "f", 1), run_dir)
+    Request("pipeline", stages_of("pipeline", "univip-1", "", now=1.0)).save(run_dir)
+    return run_dir
 
 
 @pytest.fixture
@@ -45,13 +62,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def own() -> Callable[[Path], None]:
-    """Pretends that this process supervises a run."""
+def own() -> Callable[..., None]:
+    """Pretends that a process supervises a run: this one, or that named."""
 
-    def own(run_dir: Path) -> None:
+    def own(run_dir: Path, pid: int = os.getpid(), host: str = "") -> None:
         request = Request.load(run_dir)
         assert request is not None
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "start_ticks": start_ticks(os.getpid())}
+        owner = {"pid": pid, "host": host or socket.gethostname(), "start_ticks": start_ticks(pid)}
         write_json(run_dir / "supervisor.json", {**owner, "request": request.id, "stages": [], "outcome": ""})
 
     return own

@@ -53,12 +53,6 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNIVIP_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
-@pytest.fixture
 def submit(root: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`univip submit pipeline` on the data set; nothing is started."""
     monkeypatch.setattr(submission, "start_local", lambda run_dir, request_id: 42)

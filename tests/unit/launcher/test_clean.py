@@ -17,12 +17,6 @@ KEPT = b"to keep"
 DAY_S = 86400.0
 
 
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNIVIP_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
 def write(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

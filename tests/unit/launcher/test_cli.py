@@ -1,41 +1,22 @@
 import errno
 import json
-import os
 import re
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
-from jobs.attempts import Attempt, start_ticks
+from jobs.attempts import Attempt
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
-from jobs.requests import Request, Stage, stages_of
 from jobs.unfit import failed_preflight
 from launcher.cli.main import run
 from monitoring.journal import Journal
 from univip.config import DataConfig, TrainConfig
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNIVIP_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def run_dir(runs: Path) -> Path:
-    run_dir = runs / "univip-1"
-    run_dir.mkdir(parents=True)
-    store(Config(data=DataConfig(root="/x")), RunHeader("univip-1", RunKind.train, "f", 1), run_dir)
-    Request("pipeline", stages_of("pipeline", "univip-1", "", now=1.0)).save(run_dir)
-    return run_dir
 
 
 @pytest.fixture
@@ -44,11 +25,6 @@ def photographs(tmp_path: Path) -> Path:
     folder.mkdir()
     PIL.Image.new("RGB", (80, 80)).save(folder / "a.png")
     return folder
-
-
-def owned_by(run_dir: Path, pid: int, host: str = "") -> None:
-    owner = {"pid": pid, "host": host or socket.gethostname(), "start_ticks": start_ticks(pid)}
-    write_json(run_dir / "supervisor.json", {**owner, "request": "1", "stages": [], "outcome": ""})
 
 
 @pytest.mark.parametrize(
@@ -178,9 +154,9 @@ def test_logs_show_every_process_and_can_be_narrowed(
     assert narrowed == "==> univip-1/attempts/0001/round-00/rank-1.log <==\nI am 1\n"
 
 
-def test_logs_follow_until_the_run_is_over(run_dir: Path) -> None:
+def test_logs_follow_until_the_run_is_over(run_dir: Path, own: Callable[..., None]) -> None:
     owner = subprocess.Popen(["sleep", "60"])
-    owned_by(run_dir, owner.pid)
+    own(run_dir, owner.pid)
     (run_dir / "logs").mkdir()
     log = run_dir / "logs" / "train.log"
     log.write_text("before\n")
@@ -221,103 +197,6 @@ def test_show_names_the_nodes_that_are_not_fit(run_dir: Path, capsys: pytest.Cap
     shown = " ".join(capsys.readouterr().out.split())
     assert "last problem node node7 failed its pre-flight: cuda:3: wrong" in shown
     assert re.search(r"unfit node node7, attempt 2, [-0-9]+ [:0-9]+: cuda:3: wrong", shown)
-
-
-@pytest.mark.parametrize(("arguments", "number"), [([], signal.SIGTERM), (["--now"], signal.SIGINT)])
-def test_cancel_asks_the_supervisor(run_dir: Path, arguments: list[str], number: int) -> None:
-    with subprocess.Popen(["sleep", "60"]) as owner:
-        owned_by(run_dir, owner.pid)
-
-        assert run(["cancel", "@last", *arguments]) == 0
-
-        assert owner.wait(10) == -number
-
-
-def test_cancel_stops_a_stage_whose_supervisor_died(run_dir: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as stage:
-        folder = run_dir / "attempts" / "0001"
-        folder.mkdir(parents=True)
-        own = {"number": 1, "stage": "train", "slurm_job_id": "", "started": time.time()}
-        owner = {"host": socket.gethostname(), "pid": stage.pid, "start_ticks": start_ticks(stage.pid)}
-        write_json(folder / "attempt.json", {**own, **owner})
-
-        assert run(["cancel", "@last"]) == 0
-
-        assert stage.wait(10) == -signal.SIGTERM
-
-
-def test_a_run_on_another_machine_is_cancelled_there(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    owned_by(run_dir, os.getpid(), host="elsewhere")
-
-    assert run(["cancel", "@last"]) == 5
-
-    assert "ssh elsewhere univip cancel" in capsys.readouterr().err
-
-
-def test_cancelling_what_does_not_run_is_no_error(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["cancel", "@last"]) == 0
-
-    assert "is not running" in capsys.readouterr().err
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for SLURM: three jobs wait; what is cancelled is written down, and what was seen then."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {
-        "squeue": 'echo "17|PENDING|Priority"; echo "18|PENDING|Dependency"; echo "20|PENDING|Dependency"',
-        "scancel": f'echo "$@" >> {folder}/asked; ls {tmp_path}/runs/* > {folder}/seen',
-    }.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    return folder
-
-
-def submitted(run_dir: Path, boxes: Path, train: str, shards: str = "17") -> None:
-    """Jobs of a pipeline: shards of boxes that may be shared, and a training of its own."""
-    request = Request("pipeline", [Stage("shards", boxes.name), Stage("train", run_dir.name)])
-    request.save(run_dir)
-    jobs = [
-        {"stage": "shards", "run": boxes.name, "id": shards},
-        {"stage": "train", "run": run_dir.name, "id": train},
-    ]
-    write_json(run_dir / "jobs.json", {"request": request.id, "jobs": jobs})
-    boxes.mkdir(exist_ok=True)
-    write_json(boxes / "jobs.json", {"request": request.id, "jobs": jobs[:1]})
-
-
-def test_cancelling_on_slurm_marks_the_run_and_its_boxes_first(run_dir: Path, slurm: Path) -> None:
-    boxes = run_dir.parent / "proposals-1"
-    submitted(run_dir, boxes, "18")
-
-    assert run(["cancel", "@last"]) == 0
-
-    assert (slurm / "asked").read_text().splitlines() == [
-        "--quiet --state=PENDING 17 18",
-        "--quiet --state=RUNNING --signal=USR2 17 18",
-    ]
-    assert (slurm / "seen").read_text().split().count("cancelled") == 2
-    assert run(["status", "--json"]) == 0
-
-
-def test_cancelling_leaves_boxes_that_another_run_waits_for(
-    run_dir: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    boxes, other = run_dir.parent / "proposals-1", run_dir.parent / "other-1"
-    shutil.copytree(run_dir, other)
-    submitted(run_dir, boxes, "18")
-    submitted(other, boxes, "20")
-
-    assert run(["cancel", run_dir.name]) == 0
-
-    assert (slurm / "asked").read_text().splitlines()[0] == "--quiet --state=PENDING 18"
-    assert (run_dir / "cancelled").exists()
-    assert not (boxes / "cancelled").exists()
-    assert "made for other runs as well" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
