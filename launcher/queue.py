@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,20 +66,23 @@ def look(runs: Path, job_ids: Collection[str]) -> Queue:
             for job_id in wanted - found.missing.keys():
                 found.missing[job_id] = 0.0
             if not 0 <= time.time() - found.time < INTERVAL_S:
-                _renew(found)
+                _renew(found, job_ids)
             _write(runs, found)
     except OSError:  # somebody else's runs, or a full disk: then nothing is remembered
         if not found.time:
-            _renew(found)
+            _renew(found, job_ids)
     return found
 
 
-def forget(runs: Path) -> None:
-    """Ask anew at the next look: this process has just changed the queue."""
-    (runs / _FILE).unlink(missing_ok=True)
+def ask_anew(runs: Path) -> None:
+    """Let the next look ask squeue: this process has just changed the queue."""
+    with locked(runs / _LOCK):
+        found = _read(runs)
+        found.time = 0.0
+        _write(runs, found)
 
 
-def _renew(found: Queue) -> None:
+def _renew(found: Queue, job_ids: Collection[str]) -> None:
     """One call of SLURM: sacct for what has left the queue, if it was not asked just before; else squeue."""
     now = time.time()
     due = [job_id for job_id, when in found.missing.items() if when <= now and job_id not in found.jobs]
@@ -87,10 +90,11 @@ def _renew(found: Queue) -> None:
         if due and found.time:
             for job_id in due:
                 found.missing[job_id] = now + _ASK_AGAIN_S
-            _remember(found, accounted(due))
+            _remember(found, due, accounted(due))
         else:
             found.jobs = _merged(found.jobs, queue())
-            _remember(found, found.jobs)
+            # As long as squeue knows: there may be no accounting.
+            _remember(found, {*found.missing, *job_ids}, found.jobs)
         found.error = ""
     except SlurmUnavailableError as error:
         found.error = str(error).splitlines()[0]
@@ -107,11 +111,14 @@ def _merged(before: dict[str, JobState], now: dict[str, JobState]) -> dict[str, 
     return now | forgotten
 
 
-def _remember(found: Queue, jobs: dict[str, JobState]) -> None:
-    for job_id in [job_id for job_id in found.missing if job_id in jobs]:
-        if jobs[job_id].is_over:
+def _remember(found: Queue, job_ids: Iterable[str], jobs: dict[str, JobState]) -> None:
+    """Keep how jobs have ended, until one is seen again: an administrator may have put it back."""
+    for job_id in job_ids:
+        if job_id in jobs and jobs[job_id].has_ended:
             found.ended[job_id] = jobs[job_id]
-            del found.missing[job_id]
+            found.missing.pop(job_id, None)
+        elif job_id in jobs:
+            found.ended.pop(job_id, None)
 
 
 def _read(runs: Path) -> Queue:

@@ -35,9 +35,14 @@ class JobState:
     reason: str = ""
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it ran for the last time."""
+        return self.state in _ENDED
+
+    @property
     def is_over(self) -> bool:
         """Whether it will not run again: ended, or waiting for what cannot come any more."""
-        return self.state in _ENDED or (self.state == "PENDING" and self.reason == NEVER)
+        return self.has_ended or (self.state == "PENDING" and self.reason == NEVER)
 
 
 def queue() -> dict[str, JobState]:

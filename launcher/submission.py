@@ -30,7 +30,7 @@ from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.freeze import ENVIRONMENT_FILE, code_dir, freeze, frozen
 from launcher.local import start_local
 from launcher.plan import Plan
-from launcher.queue import forget
+from launcher.queue import ask_anew
 from launcher.runs import JOBS_FILE, Owner, SubmittedJobs, free_sibling, is_foreign, refuse_foreign
 from launcher.sbatch import slurm_jobs, submit_slurm
 from launcher.slurm import array_limit, living_jobs
@@ -166,7 +166,7 @@ def _start_in_slurm(
     if not code.is_dir():
         freeze(run_dir)
     ids = _submit(plan, mine, code, after=under_way.get("merge", ""))
-    forget(run_dir.parent)
+    ask_anew(run_dir.parent)
     found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
     for run in {stage.run for stage, _ in found} | {run_dir.name}:
         request = Request.load(run_dir.parent / run) or plan.request

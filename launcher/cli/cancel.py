@@ -37,7 +37,7 @@ def command(run: str, now: bool) -> None:
     if owner and owner.is_alive():
         _signal(run_dir, owner.pid, owner.host, signal.SIGINT if now else signal.SIGTERM)
     elif jobs := SubmittedJobs.load(run_dir):
-        from launcher.queue import forget
+        from launcher.queue import ask_anew
         from launcher.slurm import cancel_jobs
 
         shared = _wanted_by_others(run_dir, jobs)
@@ -48,7 +48,7 @@ def command(run: str, now: bool) -> None:
             else:
                 click.echo(f"the boxes of {run} are made for other runs as well; that goes on", err=True)
         cancel_jobs(sorted(set(jobs.ids.values()) - shared), now=now)
-        forget(run_dir.parent)
+        ask_anew(run_dir.parent)
     elif living := living_attempts(run_dir):
         # Its supervisor died.
         for attempt in living:

@@ -12,8 +12,9 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import read_json, write_json
 from jobs.requests import Request, Stage
 from launcher import queue as queue_module
-from launcher.queue import look
+from launcher.queue import ask_anew, look
 from launcher.runs import RunState, State, read_state
+from launcher.slurm import JobState
 from univip.config import DataConfig
 
 
@@ -106,6 +107,21 @@ def test_how_a_job_ended_is_asked_for_once_and_remembered(slurm: Slurm, tmp_path
         assert ended.state == "TIMEOUT"
 
     assert slurm.calls() == ["squeue", "sacct", "squeue", "squeue", "squeue"]
+
+
+def test_how_a_job_ended_is_known_where_there_is_no_accounting(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.says(squeue="7|FAILED|None\n8|FAILED|None\n9|RUNNING|None\n")
+    look(tmp_path, ["7", "9"])
+    slurm.says(squeue="8|FAILED|None\n9|FAILED|None\n")  # squeue forgets a job after some minutes
+    slurm.answers("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
+    ask_anew(tmp_path)
+    look(tmp_path, ["7", "9"])
+    slurm.says(squeue="9|RUNNING|None\n")  # put back by an administrator
+    ask_anew(tmp_path)
+
+    found = look(tmp_path, ["7", "9"])
+
+    assert found.ended == {"7": JobState("FAILED", "None")}  # nobody has asked for 8
 
 
 def test_without_accounting_and_without_an_answer_what_was_said_still_stands(
