@@ -173,10 +173,12 @@ def _rounds(
     """Round after round, until one ends in a way that a new one would not change; its number and outcome."""
     restarts_left = config.resilience.max_restarts
     stop_file = attempt.directory(run_dir) / STOP_FILE
+    failed: Outcome | None = None  # of the round before, if it ended too early
     for number in itertools.count():
         before = _newest_checkpoint(run_dir)
         nodes.stop_round = attempt.round_directory(run_dir, number) / STOP_FILE
-        outcome = _decide_round(config, run_dir, attempt, number, nodes)
+        outcome = _decide_round(config, run_dir, attempt, number, nodes, failed, observer)
+        failed = None
         if outcome.cause == Cause.STOPPED and nodes.stop_round.exists() and not stop_file.exists():
             nodes.again(number)  # with the node for which its workers stopped
             continue
@@ -188,7 +190,7 @@ def _rounds(
             rounds = config.resilience.max_restarts + 1
             message = f"{rounds} rounds ended without a new checkpoint; the last: {outcome.message}"
             return number, Outcome(ExitCode.EXHAUSTED, outcome.cause, message)
-        observer.record("restart", cause=outcome.cause.value, message=outcome.message)
+        failed = outcome
         # The first new round starts at once; what outlasts it, such as a lost mount, is given time.
         failures = config.resilience.max_restarts - restarts_left
         pause_s = 2.0**failures - 1.0 if failures > 1 else 0.0
@@ -198,12 +200,22 @@ def _rounds(
     raise AssertionError("unreachable: rounds have no last number")
 
 
-def _decide_round(config: Config, run_dir: Path, attempt: Attempt, number: int, nodes: First) -> Outcome:
+def _decide_round(
+    config: Config,
+    run_dir: Path,
+    attempt: Attempt,
+    number: int,
+    nodes: First,
+    failed: Outcome | None,
+    observer: Observer,
+) -> Outcome:
     """Run one round on all nodes that take part; one outcome for it."""
     from jobs.nodes import TooFewNodesError
 
     try:
         members = nodes.gather(number, config.cluster.nodes.min)
+        if failed:  # told now, for if too few nodes are left it is the next attempt that begins anew
+            observer.record("restart", cause=failed.cause.value, message=failed.message)
         own = _run_round(config, run_dir, attempt, number, nodes, members)
         reports, lost = nodes.collect(number, members, own)
         for node in lost:
