@@ -50,17 +50,15 @@ class JobRows:
 
 def _ask(runs: Path) -> list[Row]:
     """Rows of the jobs, in order of runs; SLURM is not asked if no run was given to it."""
-    run_dirs = sorted(path.parent for path in runs.glob(f"*/{JOBS_FILE}"))
-    if not run_dirs:
-        return []
-    queue = look(runs, ())  # of jobs that have left the queue there is nothing to show
-    if queue.error:
-        return []
+    owners = {path.parent: path.parent.stat().st_uid for path in sorted(runs.glob(f"*/{JOBS_FILE}"))}
+    # Of jobs that have left the queue there is nothing to show.
+    queues = {user: look(runs, (), user=user) for user in set(owners.values())}
     return [
         (run_dir.name, job.state, job.reason)
-        for run_dir in run_dirs
+        for run_dir, user in owners.items()
+        if not queues[user].error
         for job_id in _job_ids(run_dir)
-        if (job := queue.jobs.get(job_id)) and (not job.is_over or job.state == "PENDING")
+        if (job := queues[user].jobs.get(job_id)) and (not job.is_over or job.state == "PENDING")
     ]
 
 

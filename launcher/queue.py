@@ -4,16 +4,22 @@ Every `status`, `logs -f` and `--wait` reads one small file beside the runs; the
 renews it. So a hundred runs watched from ten shells cost SLURM one call in 30 s. squeue is asked first: it
 knows what waits and runs, and for some minutes what ended. For jobs that have left it, the next call is one
 of sacct, where there is accounting; how a job ended is remembered, so it is asked for once.
+
+In a folder that several users share, the runs of each have a file of their own, for whoever looks at them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.attempts import RunBusyError
 from jobs.locks import locked
 from jobs.outcomes import read_json
 from launcher.errors import SlurmUnavailableError
@@ -22,8 +28,8 @@ from univip.atomic import write_text
 
 INTERVAL_S = 30.0
 _ASK_AGAIN_S = 600.0  # of a job that sacct did not know; it may be late
-_FILE = ".slurm.json"
-_LOCK = ".slurm.lock"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,6 +42,7 @@ class Queue:
         jobs: Every job in squeue, by id.
         ended: How jobs that runs of this folder asked for have ended, by id.
         missing: Jobs asked for that squeue does not know (any more), and when sacct is to be asked for them.
+        seen_ended: When that was seen first (Unix, s).
     """
 
     time: float = 0.0
@@ -43,61 +50,78 @@ class Queue:
     jobs: dict[str, JobState] = field(default_factory=dict)
     ended: dict[str, JobState] = field(default_factory=dict)
     missing: dict[str, float] = field(default_factory=dict)
+    seen_ended: dict[str, float] = field(default_factory=dict)
 
     def get(self, job_id: str) -> JobState | None:
         """What SLURM says of a job; None if it knows nothing of it, or did not answer yet."""
         return self.jobs.get(job_id) or self.ended.get(job_id)
 
 
-def look(runs: Path, job_ids: Collection[str]) -> Queue:
+def look(runs: Path, job_ids: Collection[str], *, user: int | None = None) -> Queue:
     """The queue, at most 30 s old, or older if SLURM does not answer.
 
     Args:
         runs: Folder of the runs; the answer is kept there.
         job_ids: What the caller wants to know about.
+        user: Id of the user who submitted them; left out, that of this process.
     """
-    found = _read(runs)
+    user = os.getuid() if user is None else user
+    found = _read(runs, user)
     wanted = {job_id for job_id in job_ids if found.get(job_id) is None} - found.missing.keys()
-    if 0 <= time.time() - found.time < INTERVAL_S and not wanted:
+    if _is_fresh(found) and not wanted:
         return found
     try:
-        with locked(runs / _LOCK):
-            found = _read(runs)  # while this waited, another process may have asked
-            for job_id in wanted - found.missing.keys():
-                found.missing[job_id] = 0.0
-            if not 0 <= time.time() - found.time < INTERVAL_S:
-                _renew(found, job_ids)
-            _write(runs, found)
-    except OSError:  # somebody else's runs, or a full disk: then nothing is remembered
-        if not found.time:
-            _renew(found, job_ids)
+        with locked(_path(runs, user).with_suffix(".lock")):
+            found = _read(runs, user)  # while this waited, another process may have asked
+            _ask(found, job_ids, user)
+            _write(runs, user, found)
+    except OSError:  # somebody else's folder, or a full disk: this process remembers it for itself
+        found = max(found, _unwritten.get((runs, user), found), key=lambda each: each.time)
+        _unwritten[runs, user] = found
+        _ask(found, job_ids, user)
     return found
 
 
 def ask_anew(runs: Path) -> None:
     """Let the next look ask squeue: this process has just changed the queue."""
-    with locked(runs / _LOCK):
-        found = _read(runs)
+    user = os.getuid()
+    # If it cannot be written down, a look may be 30 s late.
+    with suppress(OSError, RunBusyError), locked(_path(runs, user).with_suffix(".lock")):
+        found = _read(runs, user)
         found.time = 0.0
-        _write(runs, found)
+        _write(runs, user, found)
 
 
-def _renew(found: Queue, job_ids: Collection[str]) -> None:
-    """One call of SLURM: sacct for what has left the queue, if it was not asked just before; else squeue."""
+_unwritten: dict[tuple[Path, int], Queue] = {}
+
+
+def _is_fresh(found: Queue) -> bool:
+    return 0 <= time.time() - found.time < INTERVAL_S
+
+
+def _ask(found: Queue, job_ids: Collection[str], user: int) -> None:
+    """Ask SLURM if what is known is too old."""
+    for job_id in {job_id for job_id in job_ids if found.get(job_id) is None} - found.missing.keys():
+        found.missing[job_id] = 0.0
+    if _is_fresh(found):
+        return
     now = time.time()
     due = [job_id for job_id, when in found.missing.items() if when <= now and job_id not in found.jobs]
-    try:
-        if due and found.time:
-            for job_id in due:
-                found.missing[job_id] = now + _ASK_AGAIN_S
-            _remember(found, due, accounted(due))
-        else:
-            found.jobs = _merged(found.jobs, queue())
+    if due and found.time:  # not what was just submitted: the accounting may not know it yet
+        for job_id in due:
+            found.missing[job_id] = now + _ASK_AGAIN_S
+        try:
+            _remember(found, due, accounted(due, user), now)
+        except SlurmUnavailableError as error:  # many clusters keep no accounts
+            _logger.debug("nothing is known of jobs that have left the queue: %s", error)
+    else:
+        try:
+            found.jobs = _merged(found.jobs, queue(user))
             # As long as squeue knows: there may be no accounting.
-            _remember(found, {*found.missing, *job_ids}, found.jobs)
-        found.error = ""
-    except SlurmUnavailableError as error:
-        found.error = str(error).splitlines()[0]
+            _remember(found, {*found.missing, *job_ids}, found.jobs, now)
+            found.error = ""
+        except SlurmUnavailableError as error:
+            found.error = str(error).splitlines()[0]
     found.time = now
 
 
@@ -111,32 +135,40 @@ def _merged(before: dict[str, JobState], now: dict[str, JobState]) -> dict[str, 
     return now | forgotten
 
 
-def _remember(found: Queue, job_ids: Iterable[str], jobs: dict[str, JobState]) -> None:
+def _remember(found: Queue, job_ids: Iterable[str], jobs: dict[str, JobState], now: float) -> None:
     """Keep how jobs have ended, until one is seen again: an administrator may have put it back."""
     for job_id in job_ids:
         if job_id in jobs and jobs[job_id].has_ended:
             found.ended[job_id] = jobs[job_id]
+            found.seen_ended.setdefault(job_id, now)
             found.missing.pop(job_id, None)
         elif job_id in jobs:
             found.ended.pop(job_id, None)
+            found.seen_ended.pop(job_id, None)
 
 
-def _read(runs: Path) -> Queue:
-    document = read_json(runs / _FILE)
+def _path(runs: Path, user: int) -> Path:
+    return runs / f".slurm-{user}.json"
+
+
+def _read(runs: Path, user: int) -> Queue:
+    document = read_json(_path(runs, user))
     if document is None:
         return Queue()
     jobs, ended = (
         {job_id: JobState(*job) for job_id, job in document[name].items()} for name in ("jobs", "ended")
     )
-    return Queue(document["time"], document["error"], jobs, ended, document["missing"])
+    rest = (document[name] for name in ("missing", "seen_ended"))
+    return Queue(document["time"], document["error"], jobs, ended, *rest)
 
 
-def _write(runs: Path, found: Queue) -> None:
+def _write(runs: Path, user: int, found: Queue) -> None:
     document = {
         "time": found.time,
         "error": found.error,
         "jobs": {job_id: [job.state, job.reason] for job_id, job in found.jobs.items()},
         "ended": {job_id: [job.state, job.reason] for job_id, job in found.ended.items()},
         "missing": found.missing,
+        "seen_ended": found.seen_ended,
     }
-    write_text(runs / _FILE, json.dumps(document))
+    write_text(_path(runs, user), json.dumps(document))

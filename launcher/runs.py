@@ -10,6 +10,7 @@ import itertools
 import os
 import shlex
 import socket
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,7 @@ from univip.errors import UnivipError
 RUNS_VARIABLE = "UNIVIP_RUNS"
 JOBS_FILE = "jobs.json"  # of SLURM: which job does which stage
 LAST = "@last"
+_LATE_S = 90.0  # a network file system may show a file as it was a minute ago
 FORK = "univip submit ... --fork, or paths.runs=/a/folder/of/your/own"
 # How SLURM ended a job -> why, where no process could say so itself.
 _CAUSES = {
@@ -238,7 +240,7 @@ def read_state(run_dir: Path) -> RunState:
             return RunState(State.stopped, later[0].kind, attempt=number)
         return RunState(State.done, attempt=number)
     if jobs := SubmittedJobs.load(run_dir):
-        return _state_in_slurm(run_dir, remaining, jobs, number)
+        return _state_in_slurm(run_dir, stages, remaining, jobs, number)
     stage = remaining[0].kind
     owner = Owner.load(run_dir)
     if (owner and owner.is_alive()) or any(attempt.is_alive() for attempt in attempts):
@@ -260,9 +262,12 @@ def read_state(run_dir: Path) -> RunState:
     return RunState(State.failed, stage, ended.cause, number, ended.message)
 
 
-def _state_in_slurm(run_dir: Path, remaining: list[Stage], submitted: SubmittedJobs, number: int) -> RunState:
+def _state_in_slurm(
+    run_dir: Path, stages: list[Stage], remaining: list[Stage], submitted: SubmittedJobs, number: int
+) -> RunState:
     """State of a run whose stages are jobs of SLURM: of the first one that has still to end."""
-    queue = look(run_dir.parent, submitted.ids.values())
+    user = run_dir.stat().st_uid
+    queue = look(run_dir.parent, submitted.ids.values(), user=user)
     jobs = [(stage, queue.get(submitted.ids.get(stage.kind, ""))) for stage in remaining]
     # An array is done when each of its elements is, which no file tells before they are merged.
     stage, job = next(((each, job) for each, job in jobs if not job or job.state != "COMPLETED"), jobs[-1])
@@ -279,18 +284,46 @@ def _state_in_slurm(run_dir: Path, remaining: list[Stage], submitted: SubmittedJ
     if (run_dir / CANCELLED_FILE).exists() and (job is None or job.is_over or last is None or last.ended):
         return RunState(State.cancelled, stage.kind, attempt=number, message="asked to stop")
     is_working = last is not None and last.ended is None
-    if job is None and (queue.error or not queue.time):  # SLURM does not answer; what files tell is the best
+    # Where SLURM does not answer, or may not tell of other users' jobs, what files tell is the best.
+    if job is None and (queue.error or not queue.time or (user != os.getuid() and is_working)):
         state = State.running if is_working else State.queued
         return RunState(state, stage.kind, attempt=number, message=queue.error)
+    job_id = submitted.ids.get(stage.kind, "")
     if job and not job.is_over:
-        if job.state != "PENDING" or (last and last.ended is None and last.started > queue.time):
+        if last and last.ended is None and last.started > queue.time:
             return RunState(State.running, stage.kind, attempt=number)
-        held = job.reason.startswith("JobHeld")
-        message = f"scontrol release {submitted.ids[stage.kind]}" if held else ""
+        if message := _held(job, job_id):
+            return RunState(State.queued, stage.kind, job.reason or job.state, number, message)
+        if job.state != "PENDING":
+            return RunState(State.running, stage.kind, attempt=number)
         # What it waited for is done, or it would not be the first that is left: only SLURM does not know yet.
         reason = "" if job.reason in ("None", "Dependency") else job.reason
-        return RunState(State.queued, stage.kind, reason, number, message)
-    return _ended_in_slurm(stage, submitted.ids.get(stage.kind, ""), job, last, number)
+        return RunState(State.queued, stage.kind, reason, number)
+    ended_s = time.time() - queue.seen_ended.get(job_id, 0.0)
+    if job and job.state == "COMPLETED" and (last is None or last.ended is None) and ended_s < _LATE_S:
+        # It ended well, and has said so in a file that a network file system shows later.
+        return RunState(State.running, stage.kind, attempt=number)
+    if (
+        job
+        and job.state == "CANCELLED"
+        and any(
+            (queue.get(submitted.ids.get(each.kind, "")) or job).state not in ("COMPLETED", "CANCELLED")
+            for each in stages[: stages.index(stage)]
+        )
+    ):
+        # By SLURM: a job before it was done by its files, but SLURM took it for failed after that.
+        job = JobState("PENDING", NEVER)
+    return _ended_in_slurm(stage, job_id, job, last, number)
+
+
+def _held(job: JobState, job_id: str) -> str:
+    """What to do about a job that waits for a person; empty if it does not."""
+    is_held = job.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or job.reason.startswith("JobHold")
+    if not is_held and "held" not in job.reason.lower():
+        return ""
+    if job.reason == "JobHeldAdmin":
+        return f"an administrator holds job {job_id}: only they can release it"
+    return f"scontrol release {job_id}"
 
 
 def _ended_in_slurm(

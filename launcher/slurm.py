@@ -45,22 +45,27 @@ class JobState:
         return self.has_ended or (self.state == "PENDING" and self.reason == NEVER)
 
 
-def queue() -> dict[str, JobState]:
-    """Every job of this user that SLURM knows of, also those that ended in the last minutes, by job id.
+def queue(user: int | None = None) -> dict[str, JobState]:
+    """Every job of a user that SLURM knows of, also those that ended in the last minutes, by job id.
+
+    Args:
+        user: Id of the user; left out, that of this process.
 
     Raises:
         SlurmUnavailableError: If squeue is missing or does not answer.
     """
-    return _by_job(_run(["squeue", "--me", "--noheader", "--states=all", "--format=%F|%T|%r"]))
+    whose = f"--user={os.getuid() if user is None else user}"
+    return _by_job(_run(["squeue", whose, "--noheader", "--states=all", "--format=%F|%T|%r"]))
 
 
-def accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """What the accounting knows of jobs, by job id; those that it does not know are left out.
+def accounted(job_ids: Sequence[str], user: int) -> dict[str, JobState]:
+    """What the accounting knows of jobs of a user, by job id; those that it does not know are left out.
 
     Raises:
         SlurmUnavailableError: If sacct is missing or does not answer; many clusters keep no accounts.
     """
     what = [
+        f"--user={user}",
         "--allocations",
         "--noheader",
         "--parsable2",

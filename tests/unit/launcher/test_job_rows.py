@@ -53,7 +53,7 @@ def test_each_run_has_the_jobs_that_work_on_it(runs: Path, monkeypatch: pytest.M
         "9": JobState("RUNNING", "None"),  # of somebody else's making
     }
     calls = []
-    monkeypatch.setattr(queue, "queue", lambda: calls.append(1) or said)
+    monkeypatch.setattr(queue, "queue", lambda user: calls.append(1) or said)
     rows = JobRows(runs)
 
     assert answered(rows) == [
@@ -70,7 +70,7 @@ def test_each_run_has_the_jobs_that_work_on_it(runs: Path, monkeypatch: pytest.M
 def test_a_scrape_does_not_wait_for_slurm(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_answer, calls = threading.Event(), []
 
-    def slow() -> dict[str, JobState]:
+    def slow(user: int) -> dict[str, JobState]:
         calls.append(1)
         may_answer.wait(20)
         return {"7": JobState("RUNNING", "None")}
@@ -87,7 +87,7 @@ def test_a_scrape_does_not_wait_for_slurm(runs: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_an_answer_there_are_no_rows(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> dict[str, JobState]:
+    def fail(user: int) -> dict[str, JobState]:
         raise SlurmUnavailableError("no squeue", fix="none")
 
     monkeypatch.setattr(queue, "queue", fail)
@@ -98,7 +98,7 @@ def test_without_an_answer_there_are_no_rows(runs: Path, monkeypatch: pytest.Mon
 def test_slurm_is_not_asked_where_no_run_was_given_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "queue", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(queue, "queue", lambda user: pytest.fail("asked"))
     (tmp_path / "local-1").mkdir()
 
     assert answered(JobRows(tmp_path)) == []
@@ -107,7 +107,7 @@ def test_slurm_is_not_asked_where_no_run_was_given_to_it(
 
 def test_a_damaged_run_hides_no_other(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        queue, "queue", lambda: {"6": JobState("RUNNING", "None"), "7": JobState("RUNNING", "None")}
+        queue, "queue", lambda user: {"6": JobState("RUNNING", "None"), "7": JobState("RUNNING", "None")}
     )
     (runs / "a-1" / "jobs.json").write_text('{"request": "r"}')
 
@@ -115,7 +115,7 @@ def test_a_damaged_run_hides_no_other(runs: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_the_page_serves_holds_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "queue", lambda: {"7": JobState("RUNNING", "None")})
+    monkeypatch.setattr(queue, "queue", lambda user: {"7": JobState("RUNNING", "None")})
     routes = routes_of(runs)
 
     def metrics() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,13 @@ def attempt(run_dir: Path, stage: str, job_id: str, **more: object) -> None:
 
 def later(runs: Path, seconds: float) -> None:
     """Let time pass: what is remembered becomes that much older."""
-    document = read_json(runs / queue_module._FILE)
+    path = queue_module._path(runs, os.getuid())
+    document = read_json(path)
     assert document is not None
     missing = {job_id: when - seconds for job_id, when in document["missing"].items()}
-    write_json(runs / queue_module._FILE, document | {"time": document["time"] - seconds, "missing": missing})
+    seen = {job_id: when - seconds for job_id, when in document["seen_ended"].items()}
+    older = {"time": document["time"] - seconds, "missing": missing, "seen_ended": seen}
+    write_json(path, document | older)
 
 
 def test_slurm_is_asked_once_in_30_s_however_many_look(slurm: Slurm, tmp_path: Path) -> None:
@@ -139,11 +143,31 @@ def test_without_accounting_and_without_an_answer_what_was_said_still_stands(
     assert found.jobs["7"].state == "RUNNING"
 
 
+def test_that_there_is_no_accounting_is_no_error(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.says(squeue="7|RUNNING|None\n")
+    slurm.answers("sacct", f"echo sacct >> {slurm.folder}/calls; exit 1")
+    for _ in range(3):
+        assert look(tmp_path, ["7", "8"]).error == ""
+        later(tmp_path, 31)
+
+    assert slurm.calls() == ["squeue", "sacct", "squeue"]
+
+
 @pytest.mark.parametrize(
     ("squeue", "state", "stage", "cause", "says"),
     [
         ("6|PENDING|Priority", State.queued, "shards", "Priority", ""),
-        ("6|PENDING|JobHeldAdmin", State.queued, "shards", "JobHeldAdmin", "scontrol release 6"),
+        ("6|PENDING|JobHeldAdmin", State.queued, "shards", "JobHeldAdmin", "an administrator holds job 6"),
+        ("6|PENDING|JobHeldUser", State.queued, "shards", "JobHeldUser", "scontrol release 6"),
+        ("6|PENDING|JobHoldMaxRequeue", State.queued, "shards", "JobHoldMaxRequeue", "scontrol release 6"),
+        (
+            "6|PENDING|launch failed requeued held",
+            State.queued,
+            "shards",
+            "launch failed requeued held",
+            "scontrol release 6",
+        ),
+        ("6|SPECIAL_EXIT|", State.queued, "shards", "SPECIAL_EXIT", "scontrol release 6"),
         ("6|RUNNING|None\n6|PENDING|JobArrayTaskLimit", State.running, "shards", "", ""),
         ("6|COMPLETED|None\n7|PENDING|Dependency", State.queued, "merge", "", ""),
         ("6|COMPLETED|None\n7|COMPLETED|None\n8|RUNNING|None", State.running, "train", "", ""),
@@ -176,6 +200,62 @@ def test_the_state_of_a_run_is_that_of_its_first_job_that_is_not_through(
 
     assert (found.state, found.stage, found.cause) == (state, stage, cause)
     assert says in found.message
+
+
+def test_a_job_that_ended_well_is_believed_until_its_files_can_be_seen(slurm: Slurm, run_dir: Path) -> None:
+    """A network file system shows the end of an attempt a minute late."""
+    for name in ("6", "7"):
+        attempt(run_dir.parent / "proposals-1", "merge", name, ended=2.0, exit_code=0)
+    attempt(run_dir, "train", "8")
+    slurm.says(squeue="6|COMPLETED|None\n7|COMPLETED|None\n8|COMPLETED|None\n")
+
+    assert read_state(run_dir).state is State.running
+    later(run_dir.parent, 80)
+    assert read_state(run_dir).state is State.running
+    later(run_dir.parent, 20)
+    assert read_state(run_dir).state is State.stopped
+
+
+def test_what_slurm_cancels_after_a_stage_that_was_done_is_not_taken_for_a_persons_act(
+    slurm: Slurm, run_dir: Path
+) -> None:
+    """One process of a job that was too large is enough for SLURM to call all of it failed."""
+    attempt(run_dir.parent / "proposals-1", "merge", "7", ended=2.0, exit_code=0)
+    slurm.says(squeue="6|COMPLETED|None\n7|OUT_OF_MEMORY|OutOfMemory\n8|CANCELLED|Dependency\n")
+
+    state = read_state(run_dir)
+
+    assert (state.state, state.stage, state.cause) == (State.stopped, "train", "DependencyNeverSatisfied")
+
+
+def test_the_runs_of_another_user_are_looked_for_among_their_jobs(
+    slurm: Slurm, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.answers(
+        "squeue",
+        f"echo squeue >> {slurm.folder}/calls; [ $1 != --user={os.getuid()} ] || echo '6|RUNNING|'",
+    )
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    look(run_dir.parent, ["99"])  # of the user who looks there is nothing
+
+    assert read_state(run_dir) == RunState(State.running, "shards")
+    assert slurm.calls() == ["squeue", "squeue"]  # of each user
+
+
+def test_in_a_folder_that_cannot_be_written_a_process_remembers_for_itself(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Iterator[None]:
+        raise PermissionError(f"{path} belongs to somebody else")
+
+    monkeypatch.setattr(queue_module, "locked", refuse)
+    slurm.says(squeue="7|RUNNING|None\n")
+
+    states = [look(tmp_path, ["7", "8"]).get("7") for _ in range(3)]
+    ask_anew(tmp_path)
+
+    assert states == [JobState("RUNNING", "None")] * 3
+    assert slurm.calls() == ["squeue"]
 
 
 def test_files_are_believed_before_an_old_answer(slurm: Slurm, run_dir: Path) -> None:

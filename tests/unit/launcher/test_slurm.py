@@ -38,7 +38,7 @@ def test_living_jobs_wait_or_run_or_have_an_element_that_does(bin_folder: Path) 
 def test_the_accounting_says_how_jobs_ended(bin_folder: Path) -> None:
     command(bin_folder, "sacct", "printf '7|CANCELLED by 0\\n8_0|COMPLETED\\n8_1|OUT_OF_MEMORY\\n'")
 
-    assert accounted(["7", "8"]) == {"7": JobState("CANCELLED"), "8": JobState("OUT_OF_MEMORY")}
+    assert accounted(["7", "8"], 1000) == {"7": JobState("CANCELLED"), "8": JobState("OUT_OF_MEMORY")}
 
 
 def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
