@@ -284,11 +284,14 @@ def _state_in_slurm(
     if (run_dir / CANCELLED_FILE).exists() and (job is None or job.is_over or last is None or last.ended):
         return RunState(State.cancelled, stage.kind, attempt=number, message="asked to stop")
     is_working = last is not None and last.ended is None
+    job_id = submitted.ids.get(stage.kind, "")
+    if not job_id:
+        message = "SLURM has not taken its jobs"
+        return RunState(State.stopped, stage.kind, attempt=number, message=message)
     # Where SLURM does not answer, or may not tell of other users' jobs, what files tell is the best.
     if job is None and (queue.error or not queue.time or (user != os.getuid() and is_working)):
         state = State.running if is_working else State.queued
         return RunState(state, stage.kind, attempt=number, message=queue.error)
-    job_id = submitted.ids.get(stage.kind, "")
     if job and not job.is_over:
         if last and last.ended is None and last.started > queue.time:
             return RunState(State.running, stage.kind, attempt=number)

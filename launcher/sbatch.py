@@ -13,7 +13,7 @@ import pkgutil
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +141,14 @@ def submit_probe(config: Config, folder: Path, name: str) -> str:
     return submit_slurm([job], freeze(folder), entry="jobs.probe:probe")[0]
 
 
-def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: str = _ENTRY) -> list[str]:
+def submit_slurm(
+    jobs: list[SlurmJob],
+    code: Path,
+    *,
+    after: str = "",
+    entry: str = _ENTRY,
+    note: Callable[[list[str]], object] = lambda ids: None,
+) -> list[str]:
     """Submit jobs, each after the one before has succeeded; all or none.
 
     Args:
@@ -149,6 +156,8 @@ def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: st
         code: Folder of the packages that they run.
         after: Id of the job that the first of them waits for.
         entry: What a job calls, with its kind and its run directory.
+        note: Told the ids so far after each job that SLURM accepts, and none once they are withdrawn: what
+            is killed in between must not leave jobs that nobody knows of.
 
     Returns:
         SLURM's job ids, one per job; an array has one.
@@ -169,9 +178,12 @@ def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: st
             with outside_of_jobs(), redirect_stderr(io.StringIO()):
                 submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
-    except (RuntimeError, FileNotFoundError, FailedJobError, FailedSubmissionError) as error:
-        if ids:
-            withdraw_jobs(ids)
+            note(ids)
+    except BaseException as error:  # Ctrl-C, say
+        withdraw_jobs(ids)
+        note([])
+        if not isinstance(error, RuntimeError | FileNotFoundError | FailedJobError | FailedSubmissionError):
+            raise
         raise SlurmUnavailableError(
             f"SLURM must accept the jobs, but did not: {' '.join(str(error).split())}",
             where=f"{jobs[len(ids)].stage.kind} of {jobs[len(ids)].stage.run}",

@@ -121,7 +121,8 @@ def withdraw_jobs(job_ids: Sequence[str]) -> None:
     Raises:
         SlurmUnavailableError: If scancel is missing or does not answer.
     """
-    _run(["scancel", "--quiet", *job_ids])
+    if job_ids:
+        _run(["scancel", "--quiet", *job_ids])
 
 
 @contextmanager

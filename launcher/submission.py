@@ -13,7 +13,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from launcher.plan import Plan
 from launcher.queue import ask_anew
 from launcher.runs import JOBS_FILE, Owner, SubmittedJobs, free_sibling, is_foreign, refuse_foreign
 from launcher.sbatch import slurm_jobs, submit_slurm
-from launcher.slurm import array_limit, living_jobs
+from launcher.slurm import array_limit, living_jobs, withdraw_jobs
 from univip.checkpoint import layout
 from univip.config import SEARCH
 from univip.errors import ConfigError
@@ -165,25 +165,32 @@ def _start_in_slurm(
     mine = [stage for stage in remaining if stage not in others]
     if not code.is_dir():
         freeze(run_dir)
-    ids = _submit(plan, mine, code, after=under_way.get("merge", ""))
+
+    def note(ids: list[str]) -> list[tuple[Stage, str]]:
+        found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=False)]
+        for run in {stage.run for stage in remaining} | {run_dir.name}:
+            request = Request.load(run_dir.parent / run) or plan.request
+            jobs = [
+                {"stage": stage.kind, "run": stage.run, "id": job_id}
+                for stage, job_id in found
+                if run in (run_dir.name, stage.run)
+            ]
+            write_json(run_dir.parent / run / JOBS_FILE, {"request": request.id, "jobs": jobs})
+        return found
+
+    note([])
+    ids = _submit(plan, mine, code, after=under_way.get("merge", ""), note=note)
     ask_anew(run_dir.parent)
-    found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=True)]
-    for run in {stage.run for stage, _ in found} | {run_dir.name}:
-        request = Request.load(run_dir.parent / run) or plan.request
-        jobs = [
-            {"stage": stage.kind, "run": stage.run, "id": job_id}
-            for stage, job_id in found
-            if run in (run_dir.name, stage.run)
-        ]
-        write_json(run_dir.parent / run / JOBS_FILE, {"request": request.id, "jobs": jobs})
-    return [(stage.kind, job_id) for stage, job_id in found]
+    return [(stage.kind, job_id) for stage, job_id in note(ids)]
 
 
-def _submit(plan: Plan, stages: list[Stage], code: Path, *, after: str) -> list[str]:
+def _submit(
+    plan: Plan, stages: list[Stage], code: Path, *, after: str, note: Callable[[list[str]], object]
+) -> list[str]:
     """Submit jobs, with fewer and longer elements of the array where a user may not have that many."""
     while True:
         try:
-            return submit_slurm(slurm_jobs(plan, stages), code, after=after)
+            return submit_slurm(slurm_jobs(plan, stages), code, after=after, note=note)
         except SlurmUnavailableError as error:
             elements = min(len(plan.shards_left), plan.most_elements)
             has_array = any(stage.kind == "shards" for stage in stages) and elements > 1
@@ -196,9 +203,13 @@ def _submit(plan: Plan, stages: list[Stage], code: Path, *, after: str) -> list[
 def _boxes_under_way(boxes: Path) -> dict[str, str]:
     """Jobs that make these boxes for another request, by stage kind; none unless they will be merged."""
     jobs = SubmittedJobs.load(boxes)
-    if jobs is None or "merge" not in jobs.ids or not living_jobs([jobs.ids["merge"]]):
+    if jobs is None or not jobs.ids:
         return {}
-    return jobs.ids
+    living = living_jobs(list(jobs.ids.values()))
+    if "merge" not in jobs.ids:  # of a submission that was killed half-way: nobody would merge what they make
+        withdraw_jobs(sorted(living))
+        return {}
+    return jobs.ids if jobs.ids["merge"] in living else {}
 
 
 def _busy(run_dir: Path, kind: ClusterKind) -> str:

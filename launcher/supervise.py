@@ -9,7 +9,7 @@ before it is carried out. Nodes that failed their pre-flight, or were lost twice
 
 from __future__ import annotations
 
-import os
+import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,14 @@ from jobs import unfit
 from jobs.attempts import read_attempts
 from jobs.outcomes import Cause, ExitCode
 from jobs.requests import Request
-from launcher.runs import RunState, State, SubmittedJobs, read_state
+from launcher.runs import JOBS_FILE, RunState, State, is_foreign, read_state
 from launcher.shards import finished_shards
 from launcher.slurm import ask
 from univip.checkpoint import layout
 from univip.errors import UnivipError
 from univip.resilience.ledger import Ledger
+
+_logger = logging.getLogger(__name__)
 
 _BUDGET = {Cause.OUT_OF_MEMORY: 1, Cause.CRASH: 2}  # in a row without progress
 _USUAL_BUDGET = 5
@@ -59,9 +61,11 @@ def decide(run_dir: Path, *, now: float) -> Decision | None:
         now: Unix time, s.
     """
     request = Request.load(run_dir)
-    if request is None or SubmittedJobs.load(run_dir) is None or run_dir.stat().st_uid != os.getuid():
+    if request is None or not (run_dir / JOBS_FILE).exists() or is_foreign(run_dir):
         return None
     state = read_state(run_dir)
+    if state.state is State.queued and state.cause and state.message:  # held
+        return Decision(False, f"{state.cause}: {state.message}", state.cause)
     if state.state not in (State.stopped, State.failed):
         return None
     if code := _needs_a_person(run_dir, request, state):
@@ -90,8 +94,8 @@ def decide(run_dir: Path, *, now: float) -> Decision | None:
     return Decision(True, why, cause, progress, without)
 
 
-def resubmit(run_dir: Path, decision: Decision) -> None:
-    """Write a decision down, and carry it out."""
+def resubmit(run_dir: Path, decision: Decision) -> str:
+    """Write a decision down, and carry it out; what became of it, in words."""
     from launcher.plan import plan_again
     from launcher.submission import submit
 
@@ -100,7 +104,8 @@ def resubmit(run_dir: Path, decision: Decision) -> None:
     Ledger(run_dir / "ledger.jsonl").append("supervise", **fields)
     typed = run_dir / "overrides.txt"
     overrides = typed.read_text(encoding="utf-8").splitlines() if typed.exists() else []
-    submit(plan, overrides, keeps_code=True)
+    done = submit(plan, overrides, keeps_code=True)
+    return decision.why if done.is_new else done.message
 
 
 def _unfit(run_dir: Path, cause: str, *, now: float) -> tuple[str, ...]:
@@ -121,16 +126,22 @@ def _needs_a_person(run_dir: Path, request: Request, state: RunState) -> int:
     return codes[-1] if codes and codes[-1] in (ExitCode.EXHAUSTED, ExitCode.REFUSED) else 0
 
 
-def round_of(runs: list[Path]) -> list[str]:
-    """Look at every run once, and resubmit what should be; what was done or is waited for, in words."""
-    said = []
+def round_of(runs: list[Path]) -> tuple[list[str], bool]:
+    """Look at every run once, and resubmit what should be.
+
+    Returns:
+        What was done or is waited for, in words; and whether all runs could be looked at.
+    """
+    said, is_well = [], True
     for run_dir in runs:
         try:
             decision = decide(run_dir, now=time.time())
-            if decision and decision.resubmit:
-                resubmit(run_dir, decision)
-        except UnivipError as error:  # the other runs have done nothing wrong
-            said.append(f"{run_dir.name}: {str(error).splitlines()[0]}")
-        else:
-            said += [f"{run_dir.name}: {decision.why}"] if decision else []
-    return said
+            if decision:
+                why = resubmit(run_dir, decision) if decision.resubmit else decision.why
+                said.append(f"{run_dir.name}: {why}")
+        except Exception as error:
+            _logger.debug("looking at %s", run_dir, exc_info=True)
+            what = str(error).splitlines()[0] if isinstance(error, UnivipError) else repr(error)
+            said.append(f"{run_dir.name}: {what}")
+            is_well = False
+    return said, is_well

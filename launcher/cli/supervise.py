@@ -16,16 +16,17 @@ def command(once: bool) -> None:
 
     Leaves alone what a person must look at (exit codes 76 and 77) and what was cancelled. Until Ctrl-C.
     """
+    from launcher.errors import FAILED
     from launcher.runs import all_runs, runs_root
     from launcher.supervise import round_of
 
     said: set[str] = set()
     while True:
-        lines = round_of(all_runs(runs_root()))
+        lines, is_well = round_of(all_runs(runs_root()))
         for line in lines:
             if line not in said:
                 click.echo(line)
         if once:
-            return
+            raise click.exceptions.Exit(0 if is_well else FAILED)
         said = set(lines)
         time.sleep(_EVERY_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
 from jobs.unfit import failed_preflight
-from launcher.supervise import Decision, decide
+from launcher.supervise import Decision, decide, round_of
 from univip.checkpoint import layout
 from univip.config import DataConfig
 from univip.observe import NullObserver
@@ -57,13 +58,35 @@ def resubmitted(run_dir: Path, decision: Decision, times: int) -> None:
         Ledger(run_dir / "ledger.jsonl").append("supervise", cause=decision.cause, progress=decision.progress)
 
 
-@pytest.mark.parametrize(
-    "state", ["RUNNING|None", "PENDING|Priority", "PENDING|JobHeldUser", "CANCELLED|None"]
-)
+@pytest.mark.parametrize("state", ["RUNNING|None", "PENDING|Priority", "CANCELLED|None"])
 def test_what_runs_waits_or_was_cancelled_is_left_alone(run_dir: Path, state: str) -> None:
     slurm_says(run_dir, state)
 
     assert decide(run_dir, now=0.0) is None
+
+
+def test_a_job_that_is_held_is_named_with_what_releases_it(run_dir: Path) -> None:
+    slurm_says(run_dir, "PENDING|JobHeldUser")
+
+    decision = decide(run_dir, now=100.0)
+
+    assert decision == Decision(False, "JobHeldUser: scontrol release 7", "JobHeldUser")
+
+
+def test_a_run_that_cannot_be_read_keeps_no_other_from_being_looked_at(run_dir: Path) -> None:
+    slurm_says(run_dir, "PENDING|JobHeldUser")
+    damaged = run_dir.with_name("damaged-1")
+    shutil.copytree(run_dir, damaged)
+    request = Request.load(run_dir)
+    assert request is not None
+    write_json(damaged / "jobs.json", {"request": request.id})
+
+    said, is_well = round_of([damaged, run_dir])
+
+    assert not is_well
+    assert said[0].startswith("damaged-1: KeyError")
+    assert said[1] == "a-1: JobHeldUser: scontrol release 7"
+    assert round_of([run_dir]) == (said[1:], True)
 
 
 @pytest.mark.parametrize(
