@@ -281,7 +281,9 @@ def _state_in_slurm(
         last = min(mine, key=lambda each: (each.ended is not None, each.exit_code in (None, ExitCode.DONE)))
     elif last and last.exit_code in (ExitCode.CRASH, ExitCode.EXHAUSTED, ExitCode.REFUSED):
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
-    if (run_dir / CANCELLED_FILE).exists() and (job is None or job.is_over or last is None or last.ended):
+    # A job that has just begun has no attempt yet; it will find the file.
+    has_stopped = job is None or job.is_over or (last.ended is not None if last else job.state == "PENDING")
+    if (run_dir / CANCELLED_FILE).exists() and has_stopped:
         return RunState(State.cancelled, stage.kind, attempt=number, message="asked to stop")
     is_working = last is not None and last.ended is None
     job_id = submitted.ids.get(stage.kind, "")

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import read_json, write_json
-from jobs.requests import Request, Stage
+from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher import queue as queue_module
 from launcher.queue import ask_anew, look
 from launcher.runs import RunState, State, read_state
@@ -256,6 +256,19 @@ def test_in_a_folder_that_cannot_be_written_a_process_remembers_for_itself(
 
     assert states == [JobState("RUNNING", "None")] * 3
     assert slurm.calls() == ["squeue"]
+
+
+@pytest.mark.parametrize(
+    ("squeue", "state"),
+    [("PENDING", State.cancelled), ("CONFIGURING", State.running), ("RUNNING", State.running)],
+)
+def test_a_run_is_cancelled_once_none_of_it_runs(
+    slurm: Slurm, run_dir: Path, squeue: str, state: State
+) -> None:
+    (run_dir / CANCELLED_FILE).touch()
+    slurm.says(squeue=f"6|{squeue}|None\n")
+
+    assert read_state(run_dir).state is state
 
 
 def test_files_are_believed_before_an_old_answer(slurm: Slurm, run_dir: Path) -> None:
