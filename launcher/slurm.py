@@ -103,11 +103,13 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
 def array_limit() -> int:
     """Elements that an array may have at this site; 1000 at most, with which `status` stays quick.
 
+    One where arrays are switched off (`MaxArraySize=0`): submitit makes no array of a single job.
+
     Raises:
         SlurmUnavailableError: If scontrol is missing or does not answer.
     """
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]), re.MULTILINE)
-    return min(int(found[1]), 1000) if found else 1000
+    return min(max(1, int(found[1])), 1000) if found else 1000
 
 
 def withdraw_jobs(job_ids: Sequence[str]) -> None:
@@ -153,7 +155,9 @@ def _by_job(listed: str) -> dict[str, JobState]:
     """One state per job, from lines `id|state|reason` of jobs and of elements of arrays."""
     found: dict[str, JobState] = {}
     for line in listed.splitlines():
-        job_id, state, reason = [*line.split("|"), ""][:3]
+        job_id, state, reason = [*line.split("|"), "", ""][:3]
+        if not state.strip():  # with SLURM_CLUSTERS set: `CLUSTER: name`, and blank lines
+            continue
         job_id = job_id.partition("_")[0]
         new = JobState(state.split()[0], reason)  # `CANCELLED by 0`, says sacct
         if job_id not in found or _to_go(new) > _to_go(found[job_id]):

@@ -133,6 +133,17 @@ def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Pa
     assert flags(render_slurm([job], CODE)[0])["--array"] == "0-99%50"
 
 
+def test_without_arrays_one_job_searches_all_shards(tmp_path: Path) -> None:
+    cluster = replace(CLUSTER, shard_time_h=0.5)
+
+    job = slurm_jobs(replace(make_plan(tmp_path, cluster), most_elements=1))[1]
+
+    assert job.kinds == ["shard:0/1"]
+    shards = flags(render_slurm([job], CODE)[0])
+    assert "--array" not in shards
+    assert shards["--time"] == "90"
+
+
 def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> None:
     evaluate = flags(render_slurm(slurm_jobs(make_plan(tmp_path)), CODE)[4])
 
