@@ -23,7 +23,7 @@ from launcher.doctor import Level, Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import code_dir
 from launcher.sbatch import SlurmJob, render_slurm, submit_probe, trial_jobs
-from launcher.site import Partition, Site, ask_site, parse_gpus
+from launcher.site import Partition, Site, ask_site, at_most, parse_gpus
 from launcher.slurm import ask, cancel_jobs, outside_of_jobs, queue
 from univip.errors import ConfigError, UnivipError
 
@@ -80,7 +80,7 @@ def offers(site: Site, cluster: ClusterConfig) -> Iterator[Row]:
             yield miss(
                 "time limit",
                 f"cluster.{key} is {hours:g} h, but {partition.name} gives {longest:g} h",
-                f"cluster.{key}={longest:g}  # a longer training is requeued",
+                f"cluster.{key}={at_most(longest)}  # a longer training is requeued",
             )
             break
     else:
@@ -111,7 +111,7 @@ def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
         hours, key = job.parameters["time"] / 60, "time_h" if job.stage.kind in _TRAINS else "shard_time_h"
         if hours > longest:
             rest = "  # a longer training is requeued" if key == "time_h" else ""
-            fix = f"cluster.{key}={getattr(cluster, key) * longest / hours:g}{rest}"
+            fix = f"cluster.{key}={at_most(getattr(cluster, key) * longest / hours)}{rest}"
             found = f"{job.stage.kind} may run for {hours:g} h, but {partition.name} gives {longest:g} h"
             raise _misfit(found, fix)
         needed = job.parameters["nodes"]
