@@ -24,7 +24,7 @@ from jobs.requests import Stage
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import freeze
 from launcher.plan import Plan
-from launcher.slurm import outside_of_jobs, withdraw_jobs
+from launcher.slurm import submitting, withdraw_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
@@ -165,8 +165,9 @@ def submit_slurm(jobs: list[SlurmJob], code: Path, *, after: str = "", entry: st
         for job in jobs:
             executor = SlurmExecutor(job.folder, python=_starter(job, code))
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
+            [script] = render_slurm([job], code)
             # What sbatch says stands in the error, too.
-            with outside_of_jobs(), redirect_stderr(io.StringIO()):
+            with submitting(script), redirect_stderr(io.StringIO()):
                 submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
     except (RuntimeError, FileNotFoundError, FailedJobError, FailedSubmissionError) as error:

@@ -163,6 +163,38 @@ def test_a_cluster_that_takes_every_kind_of_job_is_all_right(commands: Path, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_trial_is_not_of_what_variables_of_the_shell_say_instead(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")
+    monkeypatch.setenv("SBATCH_RESERVATION", "mine")
+    (commands / "sbatch").write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "$SBATCH_PARTITION,$SBATCH_RESERVATION" >&2\n'
+    )
+
+    rows = [row for row in slurm(config(tmp_path)) if row.check.startswith("job")]
+
+    assert [row.found for row in rows] == [",mine"] * 3
+
+
+def test_variables_of_the_shell_count_where_nothing_is_configured(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch takes them; the partition that is SLURM's own choice has no say then."""
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "teaching")
+    fitting = ClusterConfig(time_h=1, shard_time_h=1)
+    rows = {row.check: row.found for row in offers(SITE, fitting)}
+    assert (rows["partition"], rows["account"]) == ("debug is up", "teaching")
+    assert next(offers(SITE, replace(fitting, partition="gpu"))).found == "gpu is up"
+
+    monkeypatch.setenv("SBATCH_PARTITION", "hidden")
+    refuse(ClusterConfig(time_h=72), "train")
+    monkeypatch.delenv("SBATCH_PARTITION")
+    monkeypatch.setenv("SBATCH_QOS", "long")
+    refuse(ClusterConfig(time_h=72), "train")
+
+
 def test_what_slurm_says_against_a_job_is_told(commands: Path, tmp_path: Path) -> None:
     refused = "allocation failure: Invalid qos specification"
     (commands / "sbatch").write_text(
