@@ -23,8 +23,8 @@ from launcher.doctor import Level, Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import code_dir
 from launcher.sbatch import SlurmJob, render_slurm, submit_probe, trial_jobs
-from launcher.site import Partition, Site, ask_site, parse_gpus
-from launcher.slurm import ask, cancel_jobs, outside_of_jobs, queue
+from launcher.site import Partition, Site, ask_site, at_most, parse_gpus
+from launcher.slurm import ask, cancel_jobs, queue, submitting
 from univip.errors import ConfigError, UnivipError
 
 _TEST_TIMEOUT_S = 60
@@ -61,6 +61,7 @@ def slurm(config: Config) -> Iterator[Row]:
 
 def offers(site: Site, cluster: ClusterConfig) -> Iterator[Row]:
     """What the site offers, held against what a configuration asks for."""
+    cluster = _in_force(cluster)
     partition = site.partition_of(cluster)
     if partition is None:
         names = ", ".join(site.partitions)
@@ -80,7 +81,7 @@ def offers(site: Site, cluster: ClusterConfig) -> Iterator[Row]:
             yield miss(
                 "time limit",
                 f"cluster.{key} is {hours:g} h, but {partition.name} gives {longest:g} h",
-                f"cluster.{key}={longest:g}  # a longer training is requeued",
+                f"cluster.{key}={at_most(longest)}  # a longer training is requeued",
             )
             break
     else:
@@ -100,7 +101,7 @@ def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
             has.
         SlurmUnavailableError: If there is no SLURM.
     """
-    site = ask_site(asks_accounts=False)
+    site, cluster = ask_site(asks_accounts=False), _in_force(cluster)
     partition = site.partition_of(cluster)
     # Of several partitions another one may do, and a quality of service may lift the limits of all.
     if partition is None or "," in cluster.partition or cluster.qos:
@@ -111,7 +112,7 @@ def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
         hours, key = job.parameters["time"] / 60, "time_h" if job.stage.kind in _TRAINS else "shard_time_h"
         if hours > longest:
             rest = "  # a longer training is requeued" if key == "time_h" else ""
-            fix = f"cluster.{key}={getattr(cluster, key) * longest / hours:g}{rest}"
+            fix = f"cluster.{key}={at_most(getattr(cluster, key) * longest / hours)}{rest}"
             found = f"{job.stage.kind} may run for {hours:g} h, but {partition.name} gives {longest:g} h"
             raise _misfit(found, fix)
         needed = job.parameters["nodes"]
@@ -142,6 +143,17 @@ def explain_refusal(
     if rows:
         return _misfit(f"{rows[0].found}; sbatch said: {error.what.partition(': ')[2]}", rows[0].fix)
     return ConfigError(error.what, where=error.where, fix="univip doctor ...  # with the same key=value")
+
+
+def _in_force(cluster: ClusterConfig) -> ClusterConfig:
+    """With what sbatch takes from its variables, where the configuration leaves it open."""
+    asked = os.environ.get
+    return replace(
+        cluster,
+        account=cluster.account or asked("SBATCH_ACCOUNT", ""),
+        partition=cluster.partition or asked("SBATCH_PARTITION", ""),
+        qos=cluster.qos or asked("SBATCH_QOS", ""),
+    )
 
 
 def _misfit(found: str, fix: str) -> ConfigError:
@@ -232,7 +244,7 @@ def _trials(config: Config) -> Iterator[Row]:
     for kind, job in trial_jobs(config, Path(config.paths.runs) / "doctor").items():
         [script] = render_slurm([job], code_dir(job.run_dir))
         try:
-            with outside_of_jobs():
+            with submitting(script):
                 done = subprocess.run(
                     ["sbatch", "--test-only"],
                     input=script,

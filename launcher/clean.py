@@ -1,8 +1,9 @@
 """What of the runs can go: what was turned away, torn or can be made again, and runs as a whole.
 
 Only of runs that nobody works on and that are ours; that is looked at again, under the lock that a submission
-takes, before anything is removed. A checkpoint that a capsule needs stays, and so do logs, journals, ledgers
-and results, which tell what happened.
+takes, before anything is removed. What is shown of a run in SLURM may be half a minute old, or what another
+user's squeue said, so SLURM itself is asked then whether its jobs have ended. A checkpoint that a capsule
+needs stays, and so do logs, journals, ledgers and results, which tell what happened.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from jobs.attempts import read_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.config import read_plain
 from jobs.requests import Request
-from launcher.errors import RefusedError
+from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.freeze import FOLDER as CODE_FOLDER
 from launcher.freeze import frozen
-from launcher.runs import all_runs, is_foreign, read_state, refuse_foreign
+from launcher.runs import SubmittedJobs, all_runs, is_foreign, read_state, refuse_foreign
+from launcher.slurm import living_jobs
 from launcher.submission import lock
 from univip.checkpoint import layout
 
@@ -80,7 +82,7 @@ def whole(run_dir: Path) -> Waste:
         RefusedError: If somebody works on it, or on a run that trains on its boxes, or it is another user's.
     """
     refuse_foreign(run_dir)
-    users = [run_dir, *(run for run in all_runs(run_dir.parent) if _boxes_of(run) == run_dir.name)]
+    users = _users(run_dir)
     for run in users:
         if not read_state(run).is_over():
             raise RefusedError(
@@ -107,6 +109,10 @@ def remove(waste: Waste, again: Callable[[], list[Waste]]) -> None:
     Args:
         waste: What was found.
         again: Looks once more while nobody can submit the run; what it no longer finds stays.
+
+    Raises:
+        RefusedError: If a job of the run waits or runs in SLURM.
+        SlurmUnavailableError: If SLURM does not say whether one does.
     """
     run_dir = waste.run_dir
     if not (run_dir / CONFIG_FILE).exists():  # the folder of the runs
@@ -114,6 +120,8 @@ def remove(waste: Waste, again: Callable[[], list[Waste]]) -> None:
         return
     with lock(run_dir):
         still = {path for each in again() for path in each.paths}
+        if still:
+            _refuse_living_jobs(_users(run_dir) if run_dir in still else [run_dir])
         if run_dir in still:
             doomed = run_dir.with_name(f"{_REMOVED}{uuid.uuid4().hex}")
             run_dir.rename(doomed)
@@ -127,6 +135,34 @@ def last_used(run_dir: Path) -> float:
     request = Request.load(run_dir)
     times = [request.submitted if request else (run_dir / CONFIG_FILE).stat().st_mtime]
     return max([*times, *(each.ended or each.started for each in read_attempts(run_dir))])
+
+
+def _users(run_dir: Path) -> list[Path]:
+    """A run, and those that train on its boxes."""
+    return [run_dir, *(run for run in all_runs(run_dir.parent) if _boxes_of(run) == run_dir.name)]
+
+
+def _refuse_living_jobs(runs: list[Path]) -> None:
+    """Ask SLURM about runs that were given to it, the jobs of boxes made on the way included."""
+    for run in runs:
+        jobs = SubmittedJobs.load(run)
+        if jobs is None:
+            continue
+        try:
+            living = living_jobs(list(jobs.ids.values()))
+        except SlurmUnavailableError as error:
+            raise SlurmUnavailableError(
+                f"SLURM must say that no job of run `{run.name}` lives before files go: {error.what}",
+                where=error.where,
+                fix=error.fix,
+            ) from error
+        if living:
+            raise RefusedError(
+                f"run `{run.name}` must have no job in SLURM before files go, but has "
+                f"{', '.join(sorted(living))}.",
+                where=str(run),
+                fix=f"univip cancel {run.name}",
+            )
 
 
 def _boxes_of(run_dir: Path) -> str:

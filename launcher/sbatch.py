@@ -24,7 +24,7 @@ from jobs.requests import Stage
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import freeze
 from launcher.plan import Plan
-from launcher.slurm import outside_of_jobs, withdraw_jobs
+from launcher.slurm import submitting, withdraw_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
@@ -174,8 +174,9 @@ def submit_slurm(
         for job in jobs:
             executor = SlurmExecutor(job.folder, python=_starter(job, code))
             executor.update_parameters(**job.parameters, **_dependency(ids[-1] if ids else after))
+            [script] = render_slurm([job], code)
             # What sbatch says stands in the error, too.
-            with outside_of_jobs(), redirect_stderr(io.StringIO()):
+            with submitting(script), redirect_stderr(io.StringIO()):
                 submitted = executor.map_array(run, job.kinds, [str(job.run_dir)] * len(job.kinds))
             ids.append(submitted[0].job_id.partition("_")[0])
             note(ids)
@@ -226,6 +227,7 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
         # A lost node ends neither the allocation nor the other agents.
         extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}
         srun += ["--ntasks-per-node=1", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
+    time_h = cluster.time_h if is_heavy else cluster.shard_time_h * shards_each
     gres = _GPU_COUNT.sub(r"\1:1", cluster.gres) if evaluates else cluster.gres
     if cluster.gres:  # says how many
         gpus = 0
@@ -240,7 +242,8 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
     return {
         "job_name": f"univip-{stage.kind}",
         "comment": stage.run,
-        "time": math.ceil(60 * (cluster.time_h if is_heavy else cluster.shard_time_h * shards_each)),
+        # Minutes; 100 shards of 0.07 h are 420, not the 421 of their product in binary.
+        "time": math.ceil(round(60 * time_h, 6)),
         "nodes": cluster.nodes.min if trains else 1,
         "cpus_per_task": cpus,
         "signal_delay_s": cluster.signal_delay_s,

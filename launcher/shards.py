@@ -85,7 +85,7 @@ def shard_progress(
     Args:
         run_dir: The run directory.
         finished: Of `finished_shards`.
-        records: The newest ones of `journals`, by time.
+        records: What the newest ones of `journals` tell of shards, by time.
         attempts: Of the run.
     """
     borders: list[int] = (read_json(run_dir / INDEX_REPORT) or {}).get("shards") or []

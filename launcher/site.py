@@ -10,6 +10,7 @@ import getpass
 import math
 import re
 from dataclasses import dataclass, field
+from decimal import ROUND_FLOOR, Context
 from pathlib import Path
 
 import configs
@@ -155,6 +156,8 @@ def parse_nodes(listed: str) -> list[Nodes]:
     """`sinfo --noheader --exact --format=%R|%D|%c|%m|%t|%G`."""
     found = []
     for line in listed.splitlines():
+        if "|" not in line:  # with SLURM_CLUSTERS set: `CLUSTER: name`, and blank lines
+            continue
         partition, count, cpus, memory, state, gres = line.strip().split("|")
         found.append(
             Nodes(
@@ -179,8 +182,15 @@ def parse_gpus(gres: str) -> dict[str, int]:
 
 def parse_associations(listed: str) -> list[Association]:
     """`sacctmgr --parsable2 show associations format=Account,Partition,QOS`."""
-    rows = (line.split("|") for line in listed.splitlines() if line)
+    rows = (line.split("|") for line in listed.splitlines() if "|" in line)
     return [Association(account, partition, frozenset(qos.split(","))) for account, partition, qos in rows]
+
+
+def at_most(hours: float) -> str:
+    """A time limit as an option takes it, in six digits and never above it, where `:g` may round up."""
+    # So much above it that what is a short number but for the error of a division is not cut below.
+    context = Context(prec=6, rounding=ROUND_FLOOR)
+    return f"{context.create_decimal_from_float(hours * (1 + 1e-12)).normalize():f}"
 
 
 def site_yaml(site: Site, cluster: ClusterConfig) -> str:
@@ -216,7 +226,7 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
     lines += [
         f"  gpus_per_node: {most}",
         f"  cpus_per_task: {min(nodes.cpus for nodes in kinds_used)}",
-        f"  time_h: {min(cluster.time_h, partition.max_time_h):g}",
+        f"  time_h: {at_most(min(cluster.time_h, partition.max_time_h))}",
         f"  # mem_gb: {memory_mb // 1024}  # all of a node; every stage would ask for it",
     ]
     types = sorted({kind for nodes in kinds_used for kind in nodes.gpus if kind})

@@ -20,6 +20,20 @@ _ENDED = frozenset(
 NEVER = "DependencyNeverSatisfied"
 # What a user may have set; every other SLURM_* variable tells a process of the job that it belongs to.
 _SETTINGS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"})
+# SBATCH_* variables that are not named like their option.
+_VARIABLES = {
+    "array": "ARRAY_INX",
+    "cpu-freq": "CPU_FREQ_REQ",
+    "mem": "MEM_PER_NODE",
+    "switches": "REQ_SWITCH",
+    "time": "TIMELIMIT",
+}
+# Options that ask for the same thing: one that a script sets must not meet another one from a variable.
+_SAME = (
+    {"requeue", "no-requeue"},
+    {"mem", "mem-per-cpu", "mem-per-gpu"},
+    {"gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gres"},
+)
 
 
 @dataclass(frozen=True)
@@ -108,11 +122,13 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
 def array_limit() -> int:
     """Elements that an array may have at this site; 1000 at most, with which `status` stays quick.
 
+    One where arrays are switched off (`MaxArraySize=0`): submitit makes no array of a single job.
+
     Raises:
         SlurmUnavailableError: If scontrol is missing or does not answer.
     """
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run(["scontrol", "show", "config"]), re.MULTILINE)
-    return min(int(found[1]), 1000) if found else 1000
+    return min(max(1, int(found[1])), 1000) if found else 1000
 
 
 def withdraw_jobs(job_ids: Sequence[str]) -> None:
@@ -126,24 +142,28 @@ def withdraw_jobs(job_ids: Sequence[str]) -> None:
 
 
 @contextmanager
-def outside_of_jobs() -> Iterator[None]:
-    """The environment of a login node, also in a session that is itself a job.
+def submitting(script: str) -> Iterator[None]:
+    """The environment in which a script means what it says.
 
-    sbatch hands its environment on, and srun in the new job would take what it says of the memory, CPUs and
-    nodes of the old one for its own. (`submitit.helpers.clean_env` forgets what the user has set, too.)
+    sbatch takes SBATCH_* variables before the lines of a script: those of options that the script sets are
+    left out. The others are what the user or the site wants where nothing else is said, and stay.
+
+    And it is the environment of a login node, also in a session that is itself a job. sbatch hands its
+    environment on, and srun in the new job would take what it says of the memory, CPUs and nodes of the old
+    one for its own. (`submitit.helpers.clean_env` forgets what the user has set, too.)
     """
-    if "SLURM_JOB_ID" not in os.environ:
-        yield
-        return
-    of_job = {
-        name: os.environ.pop(name)
-        for name in list(os.environ)
-        if name.startswith(("SLURM_", "SLURMD_", "SRUN_")) and name not in _SETTINGS
-    }
+    said = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
+    said = said.union(*(same for same in _SAME if same & said))
+    foreign = {f"SBATCH_{_VARIABLES.get(option, option.upper().replace('-', '_'))}" for option in said}
+    foreign &= os.environ.keys()
+    if "SLURM_JOB_ID" in os.environ:
+        of_job = {name for name in os.environ if name.startswith(("SLURM_", "SLURMD_", "SRUN_"))}
+        foreign |= of_job - _SETTINGS
+    before = {name: os.environ.pop(name) for name in foreign}
     try:
         yield
     finally:
-        os.environ.update(of_job)
+        os.environ.update(before)
 
 
 def ask(*command: str) -> str:
@@ -159,7 +179,9 @@ def _by_job(listed: str) -> dict[str, JobState]:
     """One state per job, from lines `id|state|reason` of jobs and of elements of arrays."""
     found: dict[str, JobState] = {}
     for line in listed.splitlines():
-        job_id, state, reason = [*line.split("|"), ""][:3]
+        job_id, state, reason = [*line.split("|"), "", ""][:3]
+        if not state.strip():  # with SLURM_CLUSTERS set: `CLUSTER: name`, and blank lines
+            continue
         job_id = job_id.partition("_")[0]
         new = JobState(state.split()[0], reason)  # `CANCELLED by 0`, says sacct
         if job_id not in found or _to_go(new) > _to_go(found[job_id]):

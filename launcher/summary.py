@@ -1,4 +1,8 @@
-"""How far a run is, from the ends of its journal files: a few kilobytes per run, however long it is."""
+"""How far a run is, from the ends of its journal files: a few kilobytes per run, however long it is.
+
+A run that was started again and again leaves a file for each rank of each attempt, and only the newest ones
+grow. So what the end of a file tells is kept until the file changes: whoever watches reads what is new.
+"""
 
 from __future__ import annotations
 
@@ -90,25 +94,18 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
         state: Its state, if known already.
     """
     summary = Summary(run_dir.name, state or read_state(run_dir))
-    steps: list[Record] = []
-    found: list[Record] = []
     finished = finished_shards(run_dir)
-    for path in journals(run_dir, finished):
-        records = tail_records(path)
-        found += records
-        if path.name.endswith("-rank0000.jsonl"):
-            # Rates are taken within one file: between two attempts nobody worked.
-            steps = [record for record in records if record["kind"] == "step"] or steps
-    found.sort(key=lambda record: float(record["time"]))
-    if steps:
-        _add_training(summary, steps)
+    ends = _ends_of(run_dir, finished)
+    if training := [end.training for end in ends if end.training]:
+        _add_training(summary, training[-1])
     else:
-        _add_proposals(summary, shard_progress(run_dir, finished, found, read_attempts(run_dir)))
-    problems = [record for record in found if _is_problem(record)]
+        searched = sorted((record for end in ends for record in end.searched), key=_time)
+        _add_proposals(summary, shard_progress(run_dir, finished, searched, read_attempts(run_dir)))
+    problem = _newest([end.problem for end in ends if end.problem])
     if summary.state.state is State.failed and summary.state.message:
         summary.problem = summary.state.message.splitlines()[0]
-    elif problems:
-        words = _PROBLEMS[problems[-1]["kind"]].format_map(_Unknown(problems[-1]))
+    elif problem:
+        words = _PROBLEMS[problem["kind"]].format_map(_Unknown(problem))
         summary.problem = words.partition("\n")[0].removesuffix("; ")  # of a node that left no word
     elif summary.stragglers:
         summary.problem = summary.stragglers[0].words()
@@ -117,20 +114,90 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
     return summary
 
 
+@dataclass(frozen=True)
+class _Training:
+    """The newest step in a file of rank 0, and how fast those before it followed each other."""
+
+    last: Record
+    images_per_s: float | None
+    steps_per_s: float | None
+
+
+@dataclass(frozen=True)
+class _End:
+    """What the end of one journal file tells.
+
+    Attributes:
+        training: None where it has no step of rank 0.
+        searched: All that tells of shards.
+        problem: The newest one.
+    """
+
+    training: _Training | None
+    searched: list[Record]
+    problem: Record | None
+
+
+_Stamp = tuple[int, int, int]
+# By run and name: inode, size and time of a file, and its end. Of files that are looked at no more nothing.
+_known: dict[Path, dict[str, tuple[_Stamp, _End]]] = {}
+
+
+def _ends_of(run_dir: Path, finished: set[int]) -> list[_End]:
+    """The ends of the journal files worth reading, in order of attempts; only changed ones are read again."""
+    before = _known.get(run_dir, {})
+    now: dict[str, tuple[_Stamp, _End]] = {}
+    for path in journals(run_dir, finished):
+        status = path.stat()
+        stamp = status.st_ino, status.st_size, status.st_mtime_ns
+        known = before.get(path.name)
+        now[path.name] = known if known and known[0] == stamp else (stamp, _read_end(path))
+    _known[run_dir] = now
+    return [end for _, end in now.values()]
+
+
+def _read_end(path: Path) -> _End:
+    records = tail_records(path)
+    training = None
+    if path.name.endswith("-rank0000.jsonl"):
+        # Rates are taken within one file: between two attempts nobody worked.
+        steps = [record for record in records if record["kind"] == "step"]
+        training = _training(steps) if steps else None
+    searched = [record for record in records if record["kind"] in ("proposals", "shard")]
+    return _End(training, searched, _newest([record for record in records if _is_problem(record)]))
+
+
+def _training(steps: list[Record]) -> _Training:
+    rates = list(_rates(steps, "images"))
+    pace = [steps_per_s for steps_per_s in _rates(steps, "data_step") if steps_per_s > 0]
+    return _Training(
+        steps[-1],
+        statistics.median(rates) if rates else None,
+        statistics.median(pace) if pace else None,
+    )
+
+
+def _newest(records: list[Record]) -> Record | None:
+    """By time; of equals the last."""
+    return max(reversed(records), key=_time, default=None)
+
+
+def _time(record: Record) -> float:
+    return float(record["time"])
+
+
 def _is_problem(record: Record) -> bool:
     return record["kind"] in _PROBLEMS and record.get("outcome") != "success"
 
 
-def _add_training(summary: Summary, steps: list[Record]) -> None:
-    last = steps[-1]
+def _add_training(summary: Summary, training: _Training) -> None:
+    last = training.last
     summary.done, summary.target = last["data_step"], last.get("target")
     summary.counts = last.get("counts", {})
     summary.loss, summary.terms = last.get("loss"), last.get("terms", {})
-    if rates := list(_rates(steps, "images")):
-        summary.rate = statistics.median(rates)
-    pace = [steps_per_s for steps_per_s in _rates(steps, "data_step") if steps_per_s > 0]
-    if pace and summary.target is not None:
-        summary.eta_s = max(0, summary.target - last["data_step"]) / statistics.median(pace)
+    summary.rate = training.images_per_s
+    if training.steps_per_s and summary.target is not None:
+        summary.eta_s = max(0, summary.target - last["data_step"]) / training.steps_per_s
 
 
 def _add_proposals(summary: Summary, progress: ShardProgress | None) -> None:

@@ -30,6 +30,7 @@ def command(runs: tuple[str, ...], older_than: float | None, whole: bool, yes: b
     """
     from launcher import clean
     from launcher.runs import all_runs, find_run, runs_root
+    from univip.errors import UnivipError
 
     if whole and not runs:
         raise click.UsageError("--whole goes with the names of runs: univip clean RUN --whole.")
@@ -40,17 +41,25 @@ def command(runs: tuple[str, ...], older_than: float | None, whole: bool, yes: b
     found = [waste for run_dir in dict.fromkeys(chosen) for waste in _of(run_dir, whole=whole)]
     if not runs and (remains := clean.remains(runs_root())):
         found.append(remains)
-    freed = 0
+    freed, refused = 0, dict[Path, UnivipError]()
     for waste in found:
         size = waste.size_bytes()
-        freed += size
         click.echo(f"{size / 1e6:>12,.1f} MB  {waste.run_dir.name}: {len(waste.paths)} {waste.what}")
-        if yes and not dry_run:
-            clean.remove(waste, lambda run_dir=waste.run_dir: _of(run_dir, whole=whole))  # type: ignore[misc]
+        if yes and not dry_run and waste.run_dir not in refused:
+            try:
+                clean.remove(waste, lambda run_dir=waste.run_dir: _of(run_dir, whole=whole))  # type: ignore[misc]
+            except UnivipError as error:  # the other runs can be cleaned all the same
+                refused[waste.run_dir] = error
+        freed += size * (waste.run_dir not in refused)
     if not found:
         click.echo("nothing to remove", err=True)
     elif yes and not dry_run:
         click.echo(f"freed      {freed / 1e6:,.1f} MB", err=True)
+        errors = list(refused.values())
+        for each in errors[:-1]:
+            click.echo(str(each), err=True)
+        if errors:
+            raise errors[-1]
     else:
         click.echo(f"to free    {freed / 1e6:,.1f} MB; the same with --yes removes it", err=True)
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from jobs import probe
-from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig
+from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig, RunHeader, RunKind
 from jobs.outcomes import write_json
+from jobs.requests import Request, Stage
 from launcher import admission
 from launcher.admission import explain_refusal, offers, refuse_endless, slurm
 from launcher.doctor import Level, Row
 from launcher.errors import SlurmUnavailableError
-from launcher.sbatch import trial_jobs
+from launcher.plan import Plan
+from launcher.sbatch import SlurmJob, slurm_jobs, trial_jobs
 from launcher.site import Association, Nodes, Partition, Site
 from univip.errors import ConfigError
 
@@ -159,6 +161,38 @@ def test_a_cluster_that_takes_every_kind_of_job_is_all_right(commands: Path, tmp
         "job evaluate",
     ]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_trial_is_not_of_what_variables_of_the_shell_say_instead(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")
+    monkeypatch.setenv("SBATCH_RESERVATION", "mine")
+    (commands / "sbatch").write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "$SBATCH_PARTITION,$SBATCH_RESERVATION" >&2\n'
+    )
+
+    rows = [row for row in slurm(config(tmp_path)) if row.check.startswith("job")]
+
+    assert [row.found for row in rows] == [",mine"] * 3
+
+
+def test_variables_of_the_shell_count_where_nothing_is_configured(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch takes them; the partition that is SLURM's own choice has no say then."""
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "teaching")
+    fitting = ClusterConfig(time_h=1, shard_time_h=1)
+    rows = {row.check: row.found for row in offers(SITE, fitting)}
+    assert (rows["partition"], rows["account"]) == ("debug is up", "teaching")
+    assert next(offers(SITE, replace(fitting, partition="gpu"))).found == "gpu is up"
+
+    monkeypatch.setenv("SBATCH_PARTITION", "hidden")
+    refuse(ClusterConfig(time_h=72), "train")
+    monkeypatch.delenv("SBATCH_PARTITION")
+    monkeypatch.setenv("SBATCH_QOS", "long")
+    refuse(ClusterConfig(time_h=72), "train")
 
 
 def test_what_slurm_says_against_a_job_is_told(commands: Path, tmp_path: Path) -> None:
@@ -305,6 +339,38 @@ def test_several_shards_for_each_element_of_an_array_need_their_time(commands: P
     with pytest.raises(ConfigError, match="shards may run for 60 h, but gpu gives 48 h") as refused:
         refuse_endless([job], ClusterConfig(shard_time_h=20))
     assert refused.value.fix == "cluster.shard_time_h=16"
+
+
+LIMITS_MIN = (1, 7, 45, 60, 70, 200, 1439, 1440, 2880, 10_081)
+
+
+@pytest.mark.parametrize("limit_min", LIMITS_MIN)
+def test_the_time_that_would_do_is_not_refused_in_its_turn(
+    limit_min: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever rounding does to it, and with as many shards to a job as there may be."""
+    site = replace(SITE, partitions={"gpu": Partition("gpu", is_default=True, max_time_h=limit_min / 60)})
+    monkeypatch.setattr(admission, "ask_site", lambda **_: site)
+
+    def shards(num_shards: int, cluster: ClusterConfig) -> list[SlurmJob]:
+        config = Config(cluster=cluster, paths=PathsConfig(runs=str(tmp_path)))
+        request = Request("proposals", [Stage("shards", "boxes-1")])
+        header = RunHeader("boxes-1", RunKind.proposals, "f" * 64, 500)
+        return slurm_jobs(Plan(config, header, None, request, num_shards, 0, {}, most_elements=1))
+
+    for num_shards in (*range(1, 401, 13), 183, 400):
+        asked = ClusterConfig(shard_time_h=limit_min / 60 * 1.37)
+        with pytest.raises(ConfigError) as refused:
+            refuse_endless(shards(num_shards, asked), asked)
+        fix_h = float(refused.value.fix.removeprefix("cluster.shard_time_h="))
+        refuse_endless(shards(num_shards, replace(asked, shard_time_h=fix_h)), asked)
+        # Not by asking for far too little: 1.37 is lost to whole minutes only where they are few.
+        assert fix_h * num_shards * 60 > min(0.99 * limit_min, limit_min - 1)
+
+    asked = ClusterConfig(time_h=200.0)
+    fix = next(row.fix for row in offers(site, asked) if row.check == "time limit")
+    fitting = replace(asked, time_h=float(fix.removeprefix("cluster.time_h=").split()[0]), shard_time_h=0.01)
+    assert next(row.level for row in offers(site, fitting) if row.check == "time limit") is Level.OK
 
 
 def test_jobs_that_the_partition_has_room_for_are_not_refused_while_its_nodes_are_down(

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.attempts import attempt
 from jobs.config import Config, RunHeader, RunKind, store
+from jobs.outcomes import write_json
 from jobs.requests import Request, stages_of
 from launcher import clean
 from launcher.cli.main import run
@@ -134,6 +135,79 @@ def test_the_run_of_another_user_is_left_alone(run_dir: Path) -> None:
     assert run(["clean", "coco-1", "--whole", "--yes"]) == 5
 
     assert files(run_dir) == before
+
+
+@pytest.fixture
+def in_slurm(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Gives the run a job that is shown as cancelled; returns where a stand-in for squeue has to be."""
+    request = Request.load(run_dir)
+    assert request is not None
+    job = {"stage": "train", "run": run_dir.name, "id": "7"}
+    write_json(run_dir / "jobs.json", {"request": request.id, "jobs": [job]})
+    shown = {"time": time.time(), "error": "", "jobs": {}, "ended": {"7": ["CANCELLED", ""]}, "missing": {}}
+    write_json(run_dir.parent / ".slurm.json", shown)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return tmp_path / "bin" / "squeue"
+
+
+def tell(squeue: Path, script: str) -> None:
+    squeue.write_text(f"#!/bin/sh\n{script}\n")
+    squeue.chmod(0o755)
+
+
+SAYS = [("echo '7|RUNNING|None'", 5, "must have no job in SLURM"), ("echo down >&2; exit 1", 4, "must say")]
+
+
+@pytest.mark.parametrize(("squeue", "code", "said"), SAYS, ids=["lives", "no answer"])
+@pytest.mark.parametrize("whole", [[], ["coco-1", "--whole"]], ids=["leftovers", "whole"])
+def test_nothing_goes_while_slurm_itself_knows_a_job_or_does_not_answer(
+    run_dir: Path,
+    in_slurm: Path,
+    whole: list[str],
+    squeue: str,
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is shown of the run says that its job was cancelled."""
+    tell(in_slurm, squeue)
+    assert clean.leftovers(run_dir)
+    before = files(run_dir)
+
+    assert run(["clean", *whole, "--yes"]) == code
+
+    assert files(run_dir) - {run_dir / "submit.lock"} == before
+    err = capsys.readouterr().err
+    assert said in err
+    assert "freed      0.0 MB" in err
+
+
+def test_boxes_stay_while_a_job_of_a_training_on_them_lives(
+    run_dir: Path, runs: Path, in_slurm: Path
+) -> None:
+    boxes = make_run(runs, "proposals-1")
+    tell(in_slurm, "echo '7|PENDING|Priority'")
+
+    assert run(["clean", "proposals-1", "--whole", "--yes"]) == 5
+    assert boxes.exists()
+
+    tell(in_slurm, "echo '7|CANCELLED|None'")
+    assert run(["clean", "proposals-1", "--whole", "--yes"]) == 0
+    assert not boxes.exists()
+
+
+def test_one_run_with_a_living_job_does_not_keep_the_others_from_being_cleaned(
+    run_dir: Path, runs: Path, in_slurm: Path
+) -> None:
+    other = make_run(runs, "coco-2", proposals="proposals-1", submitted=2.0)
+    torn = write(other / f".x.{'0' * 32}.tmp", b"")
+    tell(in_slurm, "echo '7|RUNNING|None'")
+
+    assert run(["clean", "--yes"]) == 5
+
+    assert not torn.exists()
+    assert (run_dir / "submitit" / "12_submission.sh").exists()
 
 
 def test_a_named_run_goes_as_a_whole_only_when_both_are_said(run_dir: Path, runs: Path) -> None:

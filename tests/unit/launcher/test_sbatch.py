@@ -133,6 +133,17 @@ def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Pa
     assert flags(render_slurm([job], CODE)[0])["--array"] == "0-99%50"
 
 
+def test_without_arrays_one_job_searches_all_shards(tmp_path: Path) -> None:
+    cluster = replace(CLUSTER, shard_time_h=0.5)
+
+    job = slurm_jobs(replace(make_plan(tmp_path, cluster), most_elements=1))[1]
+
+    assert job.kinds == ["shard:0/1"]
+    shards = flags(render_slurm([job], CODE)[0])
+    assert "--array" not in shards
+    assert shards["--time"] == "90"
+
+
 def test_evaluation_asks_for_one_gpu_and_its_share_of_cores(tmp_path: Path) -> None:
     evaluate = flags(render_slurm(slurm_jobs(make_plan(tmp_path)), CODE)[4])
 
@@ -316,6 +327,54 @@ def test_what_is_submitted_within_a_job_knows_nothing_of_that_job(
     assert not of_job.keys() & handed_on.keys()
     assert chosen.items() <= handed_on.items()
     assert of_job.items() <= os.environ.items()
+
+
+def test_variables_of_the_shell_do_not_replace_what_the_scripts_say(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch takes them before the lines of a script; `man sbatch`, input environment variables."""
+    said = [
+        "ACCOUNT",
+        "PARTITION",
+        "TIMELIMIT",
+        "SIGNAL",
+        "MEM_PER_NODE",
+        "JOB_NAME",
+        "OUTPUT",
+        "ERROR",
+        "OPEN_MODE",
+        "REQUEUE",
+    ]
+    against = ["NO_REQUEUE", "MEM_PER_CPU", "MEM_PER_GPU"]
+    training = ["NO_KILL", "GPUS_PER_NODE", "GPUS", "GRES"]
+    unsaid = ["QOS", "CONSTRAINT", "RESERVATION", "EXPORT", "EXCLUSIVE"]
+    for name in (*said, *against, *training, "ARRAY_INX", *unsaid):
+        monkeypatch.setenv(f"SBATCH_{name}", "of-the-shell")
+    before = dict(os.environ)
+
+    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs")), CODE)
+
+    kept = [
+        {line.partition("=")[0].removeprefix("SBATCH_") for line in lines if line.startswith("SBATCH_")}
+        for lines in ((slurm / f"env-{number}").read_text().splitlines() for number in range(5))
+    ]
+    prepare, shards, merge, train, _ = kept
+    assert prepare == merge == {*unsaid, *training, "ARRAY_INX"}
+    assert shards == {*unsaid, *training}
+    assert train == {*unsaid, "ARRAY_INX"}
+    assert dict(os.environ) == before
+
+
+def test_variables_of_the_shell_stay_in_force_where_nothing_is_configured(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "of-the-shell")
+    monkeypatch.setenv("SBATCH_MEM_PER_CPU", "2G")
+
+    submit_slurm(slurm_jobs(make_plan(tmp_path / "runs", ClusterConfig(kind=ClusterKind.slurm))), CODE)
+
+    handed_on = (slurm / "env-3").read_text().splitlines()
+    assert {"SBATCH_ACCOUNT=of-the-shell", "SBATCH_MEM_PER_CPU=2G"} <= set(handed_on)
 
 
 def test_what_submitit_pickles_is_a_function_by_name_and_two_strings(tmp_path: Path, slurm: Path) -> None:

@@ -88,6 +88,13 @@ def test_nodes_are_read_with_their_gpus_by_type() -> None:
     assert str(nodes[5]) == "1 x 16 CPUs, 62 GB, gpu:4"
 
 
+def test_lines_that_name_a_cluster_are_passed_over() -> None:
+    """With SLURM_CLUSTERS set sinfo heads each cluster's lines, and parts them by blank ones."""
+    headed = f"CLUSTER: east\n{NODES}\nCLUSTER: west\n"
+
+    assert parse_nodes(headed) == parse_nodes(NODES)
+
+
 def test_associations_are_read_with_their_qualities_of_service() -> None:
     assert parse_associations(ASSOCIATIONS) == [
         Association("vision", "", frozenset({"long", "normal"})),

@@ -41,6 +41,17 @@ def test_the_accounting_says_how_jobs_ended(bin_folder: Path) -> None:
     assert accounted(["7", "8"], 1000) == {"7": JobState("CANCELLED"), "8": JobState("OUT_OF_MEMORY")}
 
 
+def test_lines_that_name_a_cluster_are_passed_over(bin_folder: Path) -> None:
+    """With SLURM_CLUSTERS set the commands head each cluster's lines, and part them by blank ones."""
+    command(
+        bin_folder, "squeue", "printf 'CLUSTER: east\\n17|RUNNING|None\\n\\nCLUSTER: west\\n18|PENDING|\\n'"
+    )
+    command(bin_folder, "sacct", "printf 'CLUSTER: east\\n7|CANCELLED by 0\\n\\n8|\\n'")
+
+    assert queue() == {"17": JobState("RUNNING", "None"), "18": JobState("PENDING")}
+    assert accounted(["7", "8"]) == {"7": JobState("CANCELLED")}
+
+
 def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
     command(bin_folder, "scancel", f'echo "$@" >> {bin_folder}/asked')
 
@@ -64,7 +75,16 @@ MaxDBDMsgs              = 20012
 """
 
 
-@pytest.mark.parametrize(("shown", "limit"), [(CONFIG, 301), ("", 1000)])
+@pytest.mark.parametrize(
+    ("shown", "limit"),
+    [
+        (CONFIG, 301),
+        ("", 1000),
+        (CONFIG.replace("301", "100001"), 1000),
+        (CONFIG.replace("301", "1"), 1),
+        (CONFIG.replace("301", "0"), 1),  # arrays are off
+    ],
+)
 def test_the_site_says_how_large_an_array_may_be(bin_folder: Path, shown: str, limit: int) -> None:
     (bin_folder / "config").write_text(shown)
     command(bin_folder, "scontrol", f"cat {bin_folder}/config")

@@ -1,12 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.outcomes import write_json
+from launcher import summary as module
 from launcher.runs import RunState, State
 from launcher.summary import Summary, summarise
+from monitoring.journal import Record
 
 RUNNING = RunState(State.running, "train", attempt=1)
 
@@ -165,3 +168,68 @@ def test_only_the_end_of_a_long_journal_is_read(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("monitoring.journal.JournalFile.next_block", None)
 
     assert summarise(tmp_path, RUNNING).done == 19_999
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the journal files that were opened."""
+    names: list[str] = []
+    tail_records = module.tail_records
+
+    def tail(path: Path) -> list[Record]:
+        names.append(path.name)
+        return tail_records(path)
+
+    monkeypatch.setattr(module, "tail_records", tail)
+    return names
+
+
+@pytest.mark.parametrize("num_attempts", [2, 60])
+def test_a_look_reads_what_has_grown_however_many_attempts_there_were(
+    tmp_path: Path, read: list[str], num_attempts: int
+) -> None:
+    run_dir, num_ranks = tmp_path / "watched", 8
+
+    def steps(attempt: int, count: int) -> list[dict[str, Any]]:
+        begin = 10 * attempt
+        return [step(begin + each, 100.0 * attempt + each, 32 * (begin + each)) for each in range(count)]
+
+    for attempt in range(num_attempts):
+        for rank in range(num_ranks):
+            skip = {"kind": "skip", "time": 100.0 * attempt + rank, "data_step": attempt, "where": "loss"}
+            write(run_dir, f"{attempt:04d}.00-rank{rank:04d}.jsonl", [skip, *steps(attempt, 3)])
+    newest = [f"{num_attempts - 1:04d}.00-rank{rank:04d}.jsonl" for rank in range(num_ranks)]
+
+    first = summarise(run_dir, RUNNING)
+    assert len(read) == num_attempts * num_ranks
+    read.clear()
+
+    assert summarise(run_dir, RUNNING) == first
+    assert read == []
+
+    for name in newest:
+        write(run_dir, name, steps(num_attempts - 1, 5))
+    grown = summarise(run_dir, RUNNING)
+
+    assert read == newest
+    assert grown.done == 10 * (num_attempts - 1) + 4
+    # The newest problem was in the files that were written anew; what is left is that of the attempt before.
+    assert grown.problem == f"skipped data step {num_attempts - 2}: ? in loss"
+    shutil.copytree(run_dir, tmp_path / "unknown")
+    unknown = summarise(tmp_path / "unknown", RUNNING)
+    assert unknown.to_json() | {"run": "watched"} == grown.to_json()
+
+
+def test_files_that_are_looked_at_no_more_are_forgotten(tmp_path: Path, read: list[str]) -> None:
+    for attempt in (1, 2):
+        write(tmp_path, f"{attempt:04d}.00-rank0000.jsonl", [step(attempt, float(attempt), 32)])
+    summarise(tmp_path, RUNNING)
+    kept = tmp_path / "journal" / "0002.00-rank0000.jsonl"
+    away = kept.rename(tmp_path / "away")
+
+    assert summarise(tmp_path, RUNNING).done == 1
+    away.rename(kept)
+    read.clear()
+
+    assert summarise(tmp_path, RUNNING).done == 2
+    assert read == [kept.name]
