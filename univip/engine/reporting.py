@@ -53,7 +53,6 @@ class Reporter:
         totals: Counted up in place.
         observer: None on ranks other than 0.
         limits: When a collapse is worth a warning.
-        smallest_batch: Images in the smallest micro-batch: the spread of a single one is 0 and says nothing.
         images: Of each rank in a step.
     """
 
@@ -64,7 +63,6 @@ class Reporter:
         observer: Observer | None,
         *,
         limits: ResilienceConfig,
-        smallest_batch: int,
         images: Sequence[int],
     ) -> None:
         self.plan = plan
@@ -72,7 +70,6 @@ class Reporter:
         self.observer = observer
         self._since_record: list[StepReport] = []
         self._collapse = CollapseWatch(limits.collapse_std, limits.collapse_after_steps)
-        self._can_see_collapse = smallest_batch > 1
         self._stragglers = Stragglers(images)
 
     def count(self, report: StepReport, seconds: float) -> None:
@@ -105,7 +102,7 @@ class Reporter:
             where, what = judgement.where, judgement.what
             self.observer.record("spike", step=step, data_step=done - 1, where=where, what=what)
         std = report.statistics.get("embedding_std_online")
-        if std is not None and self._can_see_collapse and self._collapse.sees(std):
+        if std is not None and self._collapse.sees(std):
             self.observer.record("collapse", step=step, data_step=done - 1, embedding_std=round(std, 4))
         if any(report.paces) and (slowest := self._stragglers.sees(report.paces)):
             ratio = round(slowest.ratio, 2)

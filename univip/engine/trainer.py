@@ -119,7 +119,6 @@ class Trainer:
             totals,
             observer if group.is_main else None,
             limits=resilience,
-            smallest_batch=plan.global_batch // (group.size * plan.micro_batches),
             images=[stop - start for start, stop in slices(plan.global_batch, group.size)],
         )
         self.probation = Probation(manager, ledger, observer, good_steps=resilience.healthy_after_steps)

@@ -17,9 +17,10 @@ def feature_std(features: Tensor) -> Tensor:
     """Spread of features [n, D] on the unit sphere, a scalar.
 
     Standard deviation of the normalised features, averaged over dimensions, times sqrt(D): 1 for directions
-    spread evenly, 0 if all agree. One feature alone gives 0.
+    spread evenly, 0 if all agree. With n - 1 in the variance, for a rank may have few images; one feature
+    alone gives 0.
     """
-    spread = unit(features).std(dim=0, correction=0).mean()
+    spread = unit(features).std(dim=0, correction=min(1, len(features) - 1)).mean()
     return spread * math.sqrt(features.shape[1])
 
 

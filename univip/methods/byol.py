@@ -78,7 +78,12 @@ def scene_loss(scenes: Scenes, *, scale: float) -> Tensor:
 
 
 def scene_statistics(scenes: Scenes) -> dict[str, Tensor]:
-    """Spread of the embeddings of scene 1: about 1 when healthy, 0 when everything maps to one point."""
+    """Spread of the embeddings of scene 1: about 1 when healthy, 0 when everything maps to one point.
+
+    None of a single image, which has no spread and would look like a collapse.
+    """
+    if len(scenes.online) < 2:
+        return {}
     return {
         "embedding_std_online": feature_std(scenes.online[:, 0].detach()),
         "embedding_std_target": feature_std(scenes.target[:, 0]),

@@ -128,3 +128,7 @@ def test_statistics_tell_spread_embeddings_from_collapsed_ones(method):
     assert 0.3 < healthy["embedding_std_target"] <= 1.0
     assert collapsed["embedding_std_online"] == 0.0
     assert not any(value.requires_grad for value in healthy.values())
+
+
+def test_a_single_image_does_not_look_like_a_collapse(method):
+    assert method.losses(make_views(num_images=1)).statistics == {}
