@@ -38,5 +38,5 @@ def test_spread_is_one_for_even_directions_and_zero_for_equal_ones():
     of_four = torch.stack([feature_std(each) for each in features.split(4)])
     expected = (
         math.sqrt(2 / 3) * math.gamma(4 / 2) / math.gamma(3 / 2)
-    )  # of the deviation of four normal values
+    )  # that of four normal values
     assert of_four.mean().item() == pytest.approx(expected, abs=0.01)
