@@ -36,7 +36,5 @@ def test_spread_is_one_for_even_directions_and_zero_for_equal_ones():
     assert feature_std(features[:1].repeat(10, 1) * torch.arange(1.0, 11.0)[:, None]).item() < 1e-6
     assert feature_std(features[:1]).item() == 0.0
     of_four = torch.stack([feature_std(each) for each in features.split(4)])
-    expected = (
-        math.sqrt(2 / 3) * math.gamma(4 / 2) / math.gamma(3 / 2)
-    )  # that of four normal values
+    expected = math.sqrt(2 / 3) * math.gamma(4 / 2) / math.gamma(3 / 2)  # that of four normal values
     assert of_four.mean().item() == pytest.approx(expected, abs=0.01)
