@@ -22,6 +22,7 @@ from types import FrameType
 from jobs import slurm
 from jobs.attempts import Attempt, RunBusyError, attempt
 from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header, num_images
+from jobs.futile import unless_in_vain, won
 from jobs.identity import changed_keys
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import is_cancelled
@@ -134,7 +135,8 @@ def _attempt(kind: str, run_dir: Path) -> Outcome:
     """One attempt at one kind of work, from its claim to its outcome."""
     try:
         with attempt(run_dir, kind, exclusive=not kind.startswith("shard:")) as mine:
-            outcome = _attempted(kind, run_dir, mine)
+            before = won(kind, run_dir)
+            outcome = unless_in_vain(_attempted(kind, run_dir, mine), run_dir, mine, before)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
             mine.message = outcome.message
         if kind in ("train", "evaluate"):
