@@ -133,6 +133,7 @@ def _prepare(run_dir: str) -> None:
 
 def _attempt(kind: str, run_dir: Path) -> Outcome:
     """One attempt at one kind of work, from its claim to its outcome."""
+    outcome: Outcome | None = None
     try:
         with attempt(run_dir, kind, exclusive=not kind.startswith("shard:")) as mine:
             before = won(kind, run_dir)
@@ -143,6 +144,12 @@ def _attempt(kind: str, run_dir: Path) -> Outcome:
             _write_report(Path(run_dir))
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
+    except OSError as error:
+        # On a full disk a request to stop is followed all the same: the next attempt writes down how this one
+        # ended. What is done, though, is done only if it stands there.
+        if outcome is None or outcome.exit_code != ExitCode.REQUEUE:
+            raise
+        sys.stderr.write(f"how the attempt ended cannot be written down: {error}\n")
     if outcome.message:
         sys.stderr.write(outcome.message + "\n")
     return outcome

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -217,6 +218,26 @@ def test_a_stage_stops_once_its_parent_is_gone(run_dir: Path) -> None:
     while read_attempts(run_dir)[0].ended is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert read_attempts(run_dir)[0].exit_code == 75
+
+
+@pytest.mark.parametrize("code", [75, 0])
+def test_on_a_full_disk_a_stop_holds_but_nothing_counts_as_done(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(
+        base, "_attempted", lambda *_: Outcome(code, Cause.PREEMPTION if code else Cause.DONE)
+    )
+    monkeypatch.setattr("jobs.attempts.Attempt.save", refuse)
+
+    if code == 0:
+        with pytest.raises(OSError, match="quota"):
+            base.run_job("prepare", str(run_dir))
+    else:
+        assert base.run_job("prepare", str(run_dir)) == 75
+        assert "quota" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
