@@ -96,7 +96,7 @@ def run_slurm_task(kind: str, run_dir: str) -> None:
     try:
         _prepare(run_dir)
         outcome = _follow(Path(run_dir)) if follows else _attempt(kind, Path(run_dir))
-    except _Stopped:  # it had not begun with anything yet
+    except _Stopped:  # outside of its work: before it began, or when it was through
         outcome = _why_stopped(load(Path(run_dir)), Path(run_dir))
     if follows:  # the first node asks for it, unless it is lost
         is_to_go_on = outcome.cause == Cause.NODE_FAILURE
