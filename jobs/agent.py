@@ -73,7 +73,7 @@ def train(config: Config, run_dir: Path, attempt: Attempt) -> Outcome:
             message = f"{slurm.host_of(0)}, which leads the others, failed its pre-flight: {what}"
             number, outcome = 0, unfit.outcome(run_dir, attempt, message)
         else:
-            number, outcome = _rounds(config, run_dir, attempt, journal, nodes)
+            number, outcome = _rounds(config, run_dir, attempt, journal, nodes, stop)
         nodes.end(number, outcome)
         journal.record("run", state=_STATES.get(ExitCode(outcome.exit_code), "failed"))
     return outcome
@@ -168,18 +168,17 @@ def _tell_of_the_last(run_dir: Path, attempt: Attempt, observer: Observer) -> No
 
 
 def _rounds(
-    config: Config, run_dir: Path, attempt: Attempt, observer: Observer, nodes: First
+    config: Config, run_dir: Path, attempt: Attempt, observer: Observer, nodes: First, stop: StopRequest
 ) -> tuple[int, Outcome]:
     """Round after round, until one ends in a way that a new one would not change; its number and outcome."""
     restarts_left = config.resilience.max_restarts
-    stop_file = attempt.directory(run_dir) / STOP_FILE
     failed: Outcome | None = None  # of the round before, if it ended too early
     for number in itertools.count():
         before = _newest_checkpoint(run_dir)
         nodes.stop_round = attempt.round_directory(run_dir, number) / STOP_FILE
         outcome = _decide_round(config, run_dir, attempt, number, nodes, failed, observer)
         failed = None
-        if outcome.cause == Cause.STOPPED and nodes.stop_round.exists() and not stop_file.exists():
+        if outcome.cause == Cause.STOPPED and nodes.stop_round.exists() and not stop.is_asked():
             nodes.again(number)  # with the node for which its workers stopped
             continue
         if outcome.exit_code != ExitCode.CRASH:
@@ -194,7 +193,7 @@ def _rounds(
         # The first new round starts at once; what outlasts it, such as a lost mount, is given time.
         failures = config.resilience.max_restarts - restarts_left
         pause_s = 2.0**failures - 1.0 if failures > 1 else 0.0
-        if _is_stopped_within(pause_s, stop_file):
+        if _is_stopped_within(pause_s, stop):
             return number, Outcome(ExitCode.REQUEUE, Cause.STOPPED, "stopped between two rounds")
         nodes.again(number)
     raise AssertionError("unreachable: rounds have no last number")
@@ -230,12 +229,12 @@ def _decide_round(
     return _judge(reports, lost)
 
 
-def _is_stopped_within(pause_s: float, stop_file: Path) -> bool:
+def _is_stopped_within(pause_s: float, stop: StopRequest) -> bool:
     """Wait, unless asked to stop."""
     end = time.monotonic() + min(pause_s, MAX_PAUSE_S)
-    while not stop_file.exists() and time.monotonic() < end:
+    while not stop.is_asked() and time.monotonic() < end:
         time.sleep(_POLL_S)
-    return stop_file.exists()
+    return stop.is_asked()
 
 
 def _start_server() -> None:

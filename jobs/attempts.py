@@ -41,6 +41,8 @@ class Attempt:
         start_ticks: Start time of `pid` in clock ticks since boot; tells a reused pid from the owner.
         slurm_job_id: Empty without SLURM.
         slurm_restart: How often that job had been requeued before.
+        slurm_node: What SLURM calls its node, where `host` may have a domain; empty without SLURM, and in
+            files that were written before there was this field.
         exit_code: None while it runs, or where it died without a word.
         cause: One of `jobs.outcomes.Cause`, once it ended.
         message: The cause in words; empty where it ended well.
@@ -58,6 +60,12 @@ class Attempt:
     cause: str = ""
     message: str = ""
     slurm_restart: int = 0
+    slurm_node: str = ""
+
+    @property
+    def node(self) -> str:
+        """Its node by the name to ask SLURM with."""
+        return self.slurm_node or self.host
 
     def directory(self, run_dir: Path) -> Path:
         """Folder of this attempt's outcome files and logs."""
@@ -134,6 +142,7 @@ def own_view(number: int, stage: str, here: slurm.Execution) -> Attempt:
         start_ticks=start_ticks(os.getpid()),
         slurm_job_id=here.job_id,
         slurm_restart=here.restart,
+        slurm_node=here.node_name,
         started=time.time(),
     )
 
@@ -196,7 +205,7 @@ def _close_lost(run_dir: Path, mine: Attempt) -> None:
         if is_same_job and other.slurm_restart == mine.slurm_restart:
             why = Cause.KILLED, f"process {other.pid} on {other.host} was killed"
         else:
-            why = slurm.why_ended(other.slurm_job_id, other.slurm_restart, other.host)
+            why = slurm.why_ended(other.slurm_job_id, other.slurm_restart, other.node)
         other.ended, other.cause, other.message = time.time(), *why
         other.save(run_dir)
 

@@ -22,9 +22,10 @@ from types import FrameType
 from jobs import slurm
 from jobs.attempts import Attempt, RunBusyError, attempt
 from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header, num_images
+from jobs.futile import unless_in_vain, won
 from jobs.identity import changed_keys
 from jobs.outcomes import Cause, ExitCode, Outcome
-from jobs.requests import CANCELLED_FILE
+from jobs.requests import is_cancelled
 from jobs.unfit import unfit_hosts
 from monitoring.journal import Journal
 from univip.atomic import write_text
@@ -34,6 +35,7 @@ IN_SLURM = "in-slurm"  # what only `run_slurm_job` asks for
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _PARENT_POLL_S = 1.0
 _DEATHS = 3  # within one execution of a job
+_CANCELLED = Outcome(ExitCode.REQUEUE, Cause.CANCELLED, "cancelled")
 _has_no_parent = threading.Event()
 
 
@@ -89,17 +91,16 @@ def run_slurm_task(kind: str, run_dir: str) -> None:
     Not if somebody cancelled it, which a requeue would undo, nor without the task that kept this process: a
     job that SLURM counts as failed is for `univip supervise`, which has a budget.
     """
-    _prepare(run_dir)
     here = slurm.Execution.here()
-    if kind == "train" and here.node:
-        from jobs.agent import follow
-
-        outcome = follow(load(Path(run_dir)), Path(run_dir))
-        is_to_go_on = outcome.cause == Cause.NODE_FAILURE  # else the first node will have asked for it
-        if is_to_go_on:
-            sys.stderr.write(outcome.message + "\n")
+    follows = kind == "train" and here.node > 0
+    try:
+        _prepare(run_dir)
+        outcome = _follow(Path(run_dir)) if follows else _attempt(kind, Path(run_dir))
+    except _Stopped:  # outside of its work: before it began, or when it was through
+        outcome = _why_stopped(load(Path(run_dir)), Path(run_dir))
+    if follows:  # the first node asks for it, unless it is lost
+        is_to_go_on = outcome.cause == Cause.NODE_FAILURE
     else:
-        outcome = _attempt(kind, Path(run_dir))
         is_to_go_on = outcome.cause != Cause.CANCELLED and not _has_no_parent.is_set()
     if outcome.exit_code == ExitCode.REQUEUE and is_to_go_on:
         unfit = unfit_hosts(Path(run_dir), now=time.time())
@@ -107,6 +108,18 @@ def run_slurm_task(kind: str, run_dir: str) -> None:
             sys.stderr.write(f"SLURM did not put job {here.job_id} back as asked: {refusal}\n")
     if outcome.exit_code != ExitCode.DONE:
         raise SystemExit(outcome.exit_code)
+
+
+def _follow(run_dir: Path) -> Outcome:
+    """Take part in the attempt that the first node leads."""
+    if is_cancelled(run_dir):
+        return _CANCELLED
+    from jobs.agent import follow
+
+    outcome = follow(load(run_dir), run_dir)
+    if outcome.cause == Cause.NODE_FAILURE:
+        sys.stderr.write(outcome.message + "\n")
+    return outcome
 
 
 def _prepare(run_dir: str) -> None:
@@ -120,15 +133,23 @@ def _prepare(run_dir: str) -> None:
 
 def _attempt(kind: str, run_dir: Path) -> Outcome:
     """One attempt at one kind of work, from its claim to its outcome."""
+    outcome: Outcome | None = None
     try:
         with attempt(run_dir, kind, exclusive=not kind.startswith("shard:")) as mine:
-            outcome = _attempted(kind, run_dir, mine)
+            before = won(kind, run_dir)
+            outcome = unless_in_vain(_attempted(kind, run_dir, mine), run_dir, mine, before)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
             mine.message = outcome.message
         if kind in ("train", "evaluate"):
             _write_report(Path(run_dir))
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
+    except OSError as error:
+        # On a full disk a request to stop is followed all the same: the next attempt writes down how this one
+        # ended. What is done, though, is done only if it stands there.
+        if outcome is None or outcome.exit_code != ExitCode.REQUEUE:
+            raise
+        sys.stderr.write(f"how the attempt ended cannot be written down: {error}\n")
     if outcome.message:
         sys.stderr.write(outcome.message + "\n")
     return outcome
@@ -136,8 +157,8 @@ def _attempt(kind: str, run_dir: Path) -> Outcome:
 
 def _why_stopped(config: Config, run_dir: Path) -> Outcome:
     """The outcome of work that was told to stop; only a cancelled one is not started again."""
-    if (run_dir / CANCELLED_FILE).exists():
-        return Outcome(ExitCode.REQUEUE, Cause.CANCELLED, "cancelled")
+    if is_cancelled(run_dir):
+        return _CANCELLED
     if _has_no_parent.is_set():
         return Outcome(ExitCode.REQUEUE, Cause.KILLED, "the process that watched over this one was killed")
     here, delay_s = slurm.Execution.here(), config.cluster.signal_delay_s
@@ -147,6 +168,10 @@ def _why_stopped(config: Config, run_dir: Path) -> Outcome:
 def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
     """The outcome of the work, whatever happens in it."""
     try:
+        # The signal of a cancel may have come before there was a process to take it, in a prolog, say. But
+        # the file was made before that, and from now on a signal is answered.
+        if is_cancelled(run_dir):
+            return _CANCELLED
         if kind == "train":
             from jobs.agent import train
 

@@ -19,7 +19,9 @@ from jobs.outcomes import ExitCode, read_json, write_json
 
 FILE_NAME = "request.json"
 SUPERVISOR_FILE = "supervisor.json"
-CANCELLED_FILE = "cancelled"  # a job of SLURM that finds it does not queue itself again
+# Made by `univip cancel` before it signals the jobs: one that finds it does not begin nor queue itself again.
+# Whoever submits the run again removes it before there is a new job.
+CANCELLED_FILE = "cancelled"
 # Carries CUDA_VISIBLE_DEVICES of the shell that submitted to the supervisor; `all` where it was not set.
 VISIBLE_GPUS = "UNIVIP_VISIBLE_GPUS"
 
@@ -104,6 +106,17 @@ class Request:
                 "unfinished": None if unfinished is None else cls._of(unfinished),
             }
         )
+
+
+def is_cancelled(run_dir: Path) -> bool:
+    """Whether somebody cancelled a run whose stages are jobs of SLURM."""
+    try:
+        # A network file system asks its server when a file is opened, but may remember for a minute that it
+        # was there: a job that is resumed at once must not take itself for the one that was cancelled.
+        (run_dir / CANCELLED_FILE).open("rb").close()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def stages_of(command: str, run: str, proposals: str, *, now: float) -> list[Stage]:

@@ -47,12 +47,14 @@ class Execution:
         restart: How often the job was requeued before.
         node: Number of this node within the job; the first has 0.
         num_nodes: Nodes of the job.
+        node_name: What SLURM calls this node; its host name may have a domain, which SLURM does not know.
     """
 
     job_id: str = ""
     restart: int = 0
     node: int = 0
     num_nodes: int = 1
+    node_name: str = ""
 
     @classmethod
     def here(cls, environment: Mapping[str, str] = os.environ) -> Execution:
@@ -67,6 +69,7 @@ class Execution:
             int(environment.get("SLURM_RESTART_COUNT", "0")),
             int(environment.get("SLURM_NODEID", "0")),
             int(environment.get("SLURM_NNODES", "1")),
+            environment.get("SLURMD_NODENAME", ""),
         )
 
 
@@ -109,7 +112,7 @@ def why_signalled(mine: Execution, *, signal_delay_s: float) -> tuple[Cause, str
     return Cause.CANCELLED, "cancelled in SLURM"
 
 
-def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
+def why_ended(job_id: str, restart: int, node: str) -> tuple[Cause, str]:
     """Why an execution ended that could not say so: from the accounting, else from the state of its node."""
     why = Cause.UNKNOWN, f"job {job_id} ended without a word"
     try:
@@ -137,11 +140,11 @@ def why_ended(job_id: str, restart: int, host: str) -> tuple[Cause, str]:
     except (OSError, subprocess.SubprocessError, IndexError):
         pass  # no accounting
     try:
-        state = _run(["sinfo", "--noheader", "--format=%t", f"--nodes={host}"]).strip()
+        state = _run(["sinfo", "--noheader", "--format=%t", f"--nodes={node}"]).strip()
     except (OSError, subprocess.SubprocessError):
         state = ""
     if state.startswith(("down", "drain", "fail")) or state.endswith("*"):
-        return Cause.NODE_FAILURE, f"node {host} is {state}"
+        return Cause.NODE_FAILURE, f"node {node} is {state}"
     return why
 
 
@@ -178,7 +181,8 @@ def requeue(mine: Execution, *, without: Sequence[str] = ()) -> str:
 
     Args:
         mine: This execution.
-        without: Nodes that it shall not be given again, beside those that it had asked to be left out.
+        without: Nodes that it shall not be given again, beside those that it had asked to be left out. Those
+            that SLURM does not have any more are passed over: it would refuse all of them.
 
     Returns:
         What SLURM said against it; empty if it did as asked.
@@ -187,9 +191,9 @@ def requeue(mine: Execution, *, without: Sequence[str] = ()) -> str:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         _run(["scontrol", "requeue", mine.job_id])
-        if without:  # refused while a job runs
+        if left_out := _known(without):  # refused while a job runs
             asked = _show(mine.job_id).get("ExcNodeList", "(null)")
-            nodes = ",".join(without) if asked == "(null)" else ",".join([asked, *without])
+            nodes = ",".join(left_out) if asked == "(null)" else ",".join([asked, *left_out])
             _run(["scontrol", "update", f"JobId={mine.job_id}", f"ExcNodeList={nodes}"])
     except subprocess.CalledProcessError as error:
         return str(error.stderr).strip()
@@ -198,6 +202,15 @@ def requeue(mine: Execution, *, without: Sequence[str] = ()) -> str:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return ""
+
+
+def _known(nodes: Sequence[str]) -> list[str]:
+    """Those of some nodes that SLURM has; all if it does not answer."""
+    try:
+        listed = _run(["sinfo", "--all", "--noheader", "--Node", "--format=%N"]).split() if nodes else []
+    except (OSError, subprocess.SubprocessError):
+        return list(nodes)
+    return [node for node in nodes if node in listed]
 
 
 def _show(job_id: str) -> dict[str, str]:

@@ -51,7 +51,7 @@ def outcome(run_dir: Path, attempt: Attempt, message: str) -> Outcome:
 
 
 def unfit_hosts(run_dir: Path, *, now: float, just_lost: Attempt | None = None) -> list[str]:
-    """Nodes to be left out when the run is queued again.
+    """Nodes to be left out when the run is queued again, by SLURM's names.
 
     Args:
         run_dir: Of the run.
@@ -62,13 +62,13 @@ def unfit_hosts(run_dir: Path, *, now: float, just_lost: Attempt | None = None) 
     failed = {record["host"] for record in found if record["why"] == _PREFLIGHT}
     losses = {(record["host"], record["attempt"]) for record in found if record["why"] == _LOST}
     losses |= {  # of the node that had the agent which decides: nobody was left to write it down
-        (attempt.host, attempt.number)
+        (attempt.node, attempt.number)
         for attempt in read_attempts(run_dir)
         if attempt.slurm_job_id and attempt.exit_code is None and attempt.cause == Cause.NODE_FAILURE
         if (attempt.ended or 0.0) > now - _REMEMBERED_S
     }
     if just_lost:
-        losses.add((just_lost.host, just_lost.number))
+        losses.add((just_lost.node, just_lost.number))
     counts = Counter(host for host, _ in losses)
     return sorted(failed | {host for host, count in counts.items() if count >= _LOSSES})
 

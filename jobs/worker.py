@@ -30,6 +30,7 @@ from jobs.attempts import STOP_FILE, Attempt
 from jobs.config import load
 from jobs.nodes import store_of_workers
 from jobs.outcomes import Cause, ExitCode, Outcome
+from jobs.slurm import Execution
 from monitoring.journal import Journal
 from univip.engine.distributed import Group
 from univip.engine.reporting import Totals
@@ -133,7 +134,8 @@ def _train(
         # In each round: it costs milliseconds, and one that it has ended must not be followed by one without.
         if config.resilience.preflight and (wrong := preflight.wrong_sum(group)):
             fix = "leave its node out: +cluster.extra.exclude=NODE"
-            raise PreflightError(f"rank {rank}: {wrong}", where=socket.gethostname(), fix=fix)
+            node = Execution.here().node_name or socket.gethostname()
+            raise PreflightError(f"rank {rank}: {wrong}", where=node, fix=fix)
         return train.train_rank(
             config,
             run_dir,

@@ -56,6 +56,20 @@ def test_a_step_that_is_too_long_ends_with_the_grace(runs: Runs, start: START) -
     assert_it_goes_on(run, runs, start)
 
 
+def test_a_stop_that_cannot_be_written_down_holds_all_the_same(runs: Runs, start: START) -> None:
+    run = runs.new("unwritten", workers=2, overrides=["cluster.signal_delay_s=8", "data.workers=1"])
+    job = hanging(run, start)
+    (run.directory / "attempts" / "0001" / "stop").symlink_to("/nowhere/stop")
+
+    os.kill(job.process.pid, signal.SIGUSR2)
+
+    assert job.wait() == 75, job.stderr
+    attempt = last_attempt(run)
+    assert (attempt["exit_code"], attempt["cause"]) == (75, "stopped")
+    assert "could not be told to stop" in str(attempt["message"])
+    assert_it_goes_on(run, runs, start)
+
+
 def test_a_second_signal_ends_the_workers_at_once(runs: Runs, start: START) -> None:
     run = runs.new("twice", workers=2, overrides=["data.workers=1"])
     job = hanging(run, start)

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from jobs import attempts, unfit
-from jobs.agent import ENDED, _judge, follow, train
+from jobs.agent import ENDED, _judge, _rounds, follow, train
 from jobs.config import Config
 from jobs.nodes import Report
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.slurm import Execution
+from jobs.stopping import StopRequest
 from monitoring.journal import read
 from univip.config import DataConfig
+from univip.observe import NullObserver
 
 DONE = Outcome(ExitCode.DONE)
 STOPPED = Outcome(ExitCode.REQUEUE, Cause.STOPPED, "asked to stop")
@@ -155,6 +157,33 @@ def test_nothing_trains_on_a_node_that_failed_its_preflight(
     [record] = [record for record in read(tmp_path) if record["kind"] == "preflight"]
     assert (record["host"], record["what"]) == ("node1", what)
     assert unfit.unfit_hosts(tmp_path, now=record["time"]) == ["node1"]
+
+
+def test_a_stop_that_no_file_tells_of_is_not_taken_for_one_that_lets_a_node_join(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Alone:
+        """The first node of a job, whose workers have stopped so that another can join."""
+
+        stop_round = Path()
+
+        def again(self, number: int) -> None:
+            pytest.fail("another round")
+
+    def stopped(*_: object) -> Outcome:
+        nodes.stop_round.parent.mkdir(parents=True)
+        nodes.stop_round.touch()
+        stop.ask()
+        return STOPPED
+
+    nodes: Any = Alone()
+    stop = StopRequest(120.0)
+    monkeypatch.setattr("jobs.agent._decide_round", stopped)
+    mine = attempts.own_view(1, "train", Execution())
+
+    rounds = _rounds(Config(data=DataConfig(root="/x")), tmp_path, mine, NullObserver(), nodes, stop)
+
+    assert rounds == (0, STOPPED)
 
 
 def test_nothing_that_torch_logs_of_a_lost_worker_loads_its_compiler() -> None:

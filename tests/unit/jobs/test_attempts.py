@@ -116,6 +116,45 @@ def test_a_job_takes_over_from_one_that_slurm_has_ended_on_another_host(
             assert read_attempts(run_dir)[0].cause == "node_failure"
 
 
+def test_slurm_is_asked_about_a_node_by_its_own_name_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where host names have a domain; SLURM has no accounting here."""
+    states = f'[ "$3" = --nodes=gpu07 ] && echo down || {{ echo "$@" > {tmp_path}/asked; exit 1; }}'
+    for name, text in {"sacct": "exit 1", "sinfo": states}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu07.cluster.example.org")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with attempt(run_dir, "train") as lost:
+        assert (lost.host, lost.slurm_node) == ("gpu07.cluster.example.org", "gpu07")
+    lost.ended, lost.start_ticks = None, lost.start_ticks + 1
+    lost.save(run_dir)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+
+    with attempt(run_dir, "train"):
+        pass
+
+    assert read_attempts(run_dir)[0].message == "node gpu07 is down"
+
+
+def test_an_attempt_without_slurms_name_of_its_node_can_be_read(tmp_path: Path) -> None:
+    with attempt(tmp_path, "train") as mine:
+        pass
+    path = mine.directory(tmp_path) / "attempt.json"
+    document = json.loads(path.read_text())
+    assert document.pop("slurm_node") == ""
+    path.write_text(json.dumps(document | {"host": "gpu07"}))
+
+    [read] = read_attempts(tmp_path)
+
+    assert (read.slurm_node, read.node) == ("", "gpu07")
+
+
 def test_a_reused_pid_is_not_the_owner() -> None:
     mine = Attempt(1, "train", os.uname().nodename, os.getpid(), start_ticks(os.getpid()) + 1, "", 0.0)
 

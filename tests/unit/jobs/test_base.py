@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +14,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from jobs import base, proposals
+from jobs import base, proposals, slurm
 from jobs.attempts import attempt, read_attempts
 from jobs.config import Config, RunHeader, RunKind, load, load_header, store
 from jobs.outcomes import Cause, Outcome
@@ -218,6 +220,26 @@ def test_a_stage_stops_once_its_parent_is_gone(run_dir: Path) -> None:
     assert read_attempts(run_dir)[0].exit_code == 75
 
 
+@pytest.mark.parametrize("code", [75, 0])
+def test_on_a_full_disk_a_stop_holds_but_nothing_counts_as_done(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(
+        base, "_attempted", lambda *_: Outcome(code, Cause.PREEMPTION if code else Cause.DONE)
+    )
+    monkeypatch.setattr("jobs.attempts.Attempt.save", refuse)
+
+    if code == 0:
+        with pytest.raises(OSError, match="quota"):
+            base.run_job("prepare", str(run_dir))
+    else:
+        assert base.run_job("prepare", str(run_dir)) == 75
+        assert "quota" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("code", "cause", "is_requeued"),
     [(75, Cause.PREEMPTION, True), (75, Cause.CANCELLED, False), (1, Cause.CRASH, False)],
@@ -263,6 +285,63 @@ def test_a_job_that_goes_back_to_the_queue_is_not_given_an_unfit_node_again(
     requeue, show, update = (tmp_path / "asked").read_text().splitlines()
     assert (requeue, show) == ("requeue 17", "show job --oneliner 17")
     assert update == f"update JobId=17 ExcNodeList={expected}"
+
+
+@pytest.mark.parametrize("kind", ["prepare", "train", "evaluate", "shard:1"])
+def test_a_job_that_was_cancelled_while_it_started_does_not_begin(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The signal came in the prolog, and was lost."""
+    scontrol = run_dir.parent / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {run_dir.parent}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(run_dir.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(base, "_work", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("jobs.agent.train", lambda *_: pytest.fail("begun"))
+    (run_dir / "cancelled").touch()
+
+    with pytest.raises(SystemExit) as ended:
+        base.run_slurm_task(kind, str(run_dir))
+
+    assert ended.value.code == 75
+    [mine] = read_attempts(run_dir)
+    assert (mine.stage, mine.exit_code, mine.cause) == (kind, 75, "cancelled")
+    assert not (run_dir.parent / "asked").exists()
+
+
+def test_nor_do_its_other_nodes(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    monkeypatch.setattr("jobs.agent.follow", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr(slurm, "requeue", lambda *_, **__: pytest.fail("queued again"))
+    (run_dir / "cancelled").touch()
+
+    with pytest.raises(SystemExit) as ended:
+        base.run_slurm_task("train", str(run_dir))
+
+    assert ended.value.code == 75
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_signal_that_waited_for_the_job_to_start_is_a_request_to_stop(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    """It is delivered as soon as signals are let through, before there is an attempt."""
+    queued_again: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(slurm, "why_signalled", lambda *_, **__: (Cause.PREEMPTION, "preempted"))
+    monkeypatch.setattr(slurm, "requeue", lambda here, **_: queued_again.append(here.job_id) or "")
+    if is_cancelled:
+        (run_dir / "cancelled").touch()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+
+    with pytest.raises(SystemExit) as ended:
+        base.run_slurm_task("evaluate", str(run_dir))
+
+    assert ended.value.code == 75
+    assert queued_again == ([] if is_cancelled else ["17"])
 
 
 def test_a_job_that_is_done_says_so_to_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -209,7 +209,29 @@ def test_an_element_of_an_array_and_a_requeue_are_executions_of_their_own() -> N
     assert Execution.here(here) == Execution("130", 2, 1, 4)
     element = {**here, "SLURM_ARRAY_JOB_ID": "128", "SLURM_ARRAY_TASK_ID": "7"}
     assert Execution.here(element) == Execution("128_7", 2, 1, 4)
+    assert Execution.here({**here, "SLURMD_NODENAME": "gpu07"}).node_name == "gpu07"
     assert Execution.here({}) == Execution()
+
+
+def test_a_node_that_slurm_does_not_have_any_more_is_passed_over(stand: Stand) -> None:
+    """With its name in the list SLURM would refuse the whole of it."""
+    stand.shows()
+    stand.says("sinfo", "gpu07\ngpu07\ngpu08\n")
+
+    assert requeue(MINE, without=["gpu07", "gpu07.cluster.example.org", "gpu99"]) == ""
+
+    [*_, update] = (stand.folder / "asked").read_text().splitlines()
+    assert update == "scontrol update JobId=126 ExcNodeList=gpu07"
+
+
+def test_a_job_is_queued_again_without_a_list_if_slurm_has_none_of_the_nodes(stand: Stand) -> None:
+    stand.shows()
+    stand.says("sinfo", "gpu08\n")
+
+    assert requeue(MINE, without=["gpu99"]) == ""
+
+    asked = (stand.folder / "asked").read_text().splitlines()
+    assert [line for line in asked if line.startswith("scontrol")] == ["scontrol requeue 126"]
 
 
 def test_durations_are_those_of_slurm() -> None:

@@ -66,6 +66,15 @@ def test_the_node_that_led_counts_although_nobody_was_left_to_tell(tmp_path: Pat
     assert unfit.unfit_hosts(tmp_path, now=time.time()) == ["node1"]
 
 
+def test_a_node_has_the_name_that_slurm_knows(tmp_path: Path) -> None:
+    for number in (1, 2):
+        mine = attempt(tmp_path, number, host="gpu07.cluster.example.org", cause=Cause.NODE_FAILURE)
+        mine.slurm_node = "gpu07"
+        mine.save(tmp_path)
+
+    assert unfit.unfit_hosts(tmp_path, now=time.time()) == ["gpu07"]
+
+
 def test_a_node_that_told_of_too_few_others_is_not_to_blame(tmp_path: Path) -> None:
     for number in (1, 2):
         mine = attempt(tmp_path, number, cause=Cause.NODE_FAILURE)
