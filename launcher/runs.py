@@ -278,7 +278,7 @@ def _state_in_slurm(
     ]
     last = mine[-1] if mine else None
     if stage.kind == "shards" and mine:  # one that still works, else one that failed
-        last = min(mine, key=lambda each: (each.ended is not None, each.exit_code in (None, ExitCode.DONE)))
+        last = min(mine, key=lambda each: (each.ended is not None, _hope(each)))
     elif last and last.exit_code in (ExitCode.CRASH, ExitCode.EXHAUSTED, ExitCode.REFUSED):
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
     # A job that has just begun has no attempt yet; it will find the file.
@@ -319,6 +319,15 @@ def _state_in_slurm(
         # By SLURM: a job before it was done by its files, but SLURM took it for failed after that.
         job = JobState("PENDING", NEVER)
     return _ended_in_slurm(stage, job_id, job, last, number)
+
+
+def _hope(attempt: Attempt) -> int:
+    """Order of attempts that have ended: one for a person to look at, one that failed, put back, done."""
+    if attempt.exit_code in (ExitCode.EXHAUSTED, ExitCode.REFUSED):
+        return 0
+    if attempt.exit_code == ExitCode.REQUEUE:
+        return 2
+    return 3 if attempt.exit_code in (None, ExitCode.DONE) else 1
 
 
 def _held(job: JobState, job_id: str) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jobs.attempts import living_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
@@ -90,10 +91,10 @@ def submit(
         _make(run_dir, is_new=forks and bool(plan.header.origin))
         with lock(run_dir):
             if message := _busy(run_dir, plan.config.cluster.kind):
-                return Submission(run_dir, [], is_new=False, message=message)
+                return Submission(run_dir, [], is_new=False, message=f"{message}{_not_taken_up(plan)}")
             remaining = plan.request.remaining(runs)
             if (run_dir / CONFIG_FILE).exists() and not remaining:
-                return Submission(run_dir, [], is_new=False, message="done already")
+                return Submission(run_dir, [], is_new=False, message=f"done already{_not_taken_up(plan)}")
             if plan.config.cluster.kind is ClusterKind.slurm:
                 plan = replace(plan, most_elements=array_limit())
                 refuse_endless(slurm_jobs(plan, remaining), plan.config.cluster)
@@ -110,10 +111,12 @@ def submit(
             )
             code = (frozen(run_dir) if keeps_code else None) or code_dir(run_dir)
             write_json(run_dir / ENVIRONMENT_FILE, {**_environment(), "code": code.name})
-            is_resumed = Request.load(run_dir) is not None
+            message = "submitted" if Request.load(run_dir) is None else f"resumed{kept}"
+            if replaces and plan.header.origin:
+                message += f"; the run that there was is {plan.header.origin} now"
             plan.request.save(run_dir)
             jobs = _start(plan, remaining, code)
-    return Submission(run_dir, jobs, is_new=True, message=f"resumed{kept}" if is_resumed else "submitted")
+    return Submission(run_dir, jobs, is_new=True, message=message)
 
 
 def make_run(config: Config, header: RunHeader) -> Path:
@@ -259,11 +262,21 @@ def _put_aside(run_dir: Path) -> str:
 
 def _kept(plan: Plan) -> str:
     """In words, what the run keeps of its own though the same request would now mean something else."""
-    if not (plan.run_dir / CONFIG_FILE).exists():
-        return ""
-    differ = differing(asdict(load(plan.run_dir)), asdict(plan.config))
-    kept = [f"{key}={mine}, not {asked}" for key, (mine, asked) in differ.items() if not is_site(key)]
+    kept = [f"{key}={mine}, not {asked}" for key, mine, asked in _differing(plan) if not is_site(key)]
     return f" as it was begun, with {'; '.join(kept)}: --fork begins anew" if kept else ""
+
+
+def _not_taken_up(plan: Plan) -> str:
+    """In words, what was asked for otherwise of a run that goes on, or stays, as it is."""
+    asked = [f"{key}={asked}, which is {mine}" for key, mine, asked in _differing(plan) if is_site(key)]
+    return f"; not taken up: {'; '.join(asked)}" if asked else ""
+
+
+def _differing(plan: Plan) -> Iterator[tuple[str, Any, Any]]:
+    """Keys whose values differ: in the run that there is, and as asked for now."""
+    if (plan.run_dir / CONFIG_FILE).exists():
+        for key, values in differing(asdict(load(plan.run_dir)), asdict(plan.config)).items():
+            yield key, *values
 
 
 def _remember_unfinished(plan: Plan) -> Plan:

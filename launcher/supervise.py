@@ -18,7 +18,7 @@ from jobs import unfit
 from jobs.attempts import read_attempts
 from jobs.outcomes import Cause, ExitCode
 from jobs.requests import Request
-from launcher.runs import JOBS_FILE, RunState, State, is_foreign, read_state
+from launcher.runs import JOBS_FILE, RunState, State, SubmittedJobs, is_foreign, read_state
 from launcher.shards import finished_shards
 from launcher.slurm import ask
 from univip.checkpoint import layout
@@ -100,6 +100,8 @@ def resubmit(run_dir: Path, decision: Decision) -> str:
     from launcher.submission import submit
 
     plan = replace(plan_again(run_dir), unfit=decision.without)
+    if before := Request.load(run_dir):  # `@last` is what a person submitted last
+        plan = replace(plan, request=replace(plan.request, submitted=before.submitted))
     fields = {"cause": decision.cause, "progress": decision.progress, "without": decision.without}
     Ledger(run_dir / "ledger.jsonl").append("supervise", **fields)
     typed = run_dir / "overrides.txt"
@@ -113,17 +115,21 @@ def _unfit(run_dir: Path, cause: str, *, now: float) -> tuple[str, ...]:
     last = read_attempts(run_dir)[-1:]
     lost = next((each for each in last if each.ended is None and cause == Cause.NODE_FAILURE), None)
     hosts = unfit.unfit_hosts(run_dir, now=now, just_lost=lost)
-    known = ask("sinfo", "--noheader", "--Node", "--format=%N").split() if hosts else []
+    known = ask("sinfo", "--all", "--noheader", "--Node", "--format=%N").split() if hosts else []
     return tuple(host for host in hosts if host in known)
 
 
 def _needs_a_person(run_dir: Path, request: Request, state: RunState) -> int:
-    """The exit code that says so of the stage that ended last; else 0."""
+    """The exit code that says so of the stage that ended; of an array any element will do. Else 0."""
     run = next((stage.run for stage in request.stages if stage.kind == state.stage), run_dir.name)
-    codes = [
-        each.exit_code for each in read_attempts(run_dir.parent / run) if each.exit_code != ExitCode.BUSY
-    ]
-    return codes[-1] if codes and codes[-1] in (ExitCode.EXHAUSTED, ExitCode.REFUSED) else 0
+    jobs = SubmittedJobs.load(run_dir)
+    job_id = jobs.ids.get(state.stage, "") if jobs else ""
+    codes = {
+        each.stage: each.exit_code
+        for each in read_attempts(run_dir.parent / run)
+        if each.exit_code != ExitCode.BUSY and each.slurm_job_id.partition("_")[0] == job_id
+    }
+    return next((code for code in codes.values() if code in (ExitCode.EXHAUSTED, ExitCode.REFUSED)), 0)
 
 
 def round_of(runs: list[Path]) -> tuple[list[str], bool]:
@@ -139,7 +145,7 @@ def round_of(runs: list[Path]) -> tuple[list[str], bool]:
             if decision:
                 why = resubmit(run_dir, decision) if decision.resubmit else decision.why
                 said.append(f"{run_dir.name}: {why}")
-        except Exception as error:
+        except Exception as error:  # a damaged file, a full disk: the other runs have done nothing wrong
             _logger.debug("looking at %s", run_dir, exc_info=True)
             what = str(error).splitlines()[0] if isinstance(error, UnivipError) else repr(error)
             said.append(f"{run_dir.name}: {what}")

@@ -15,6 +15,7 @@ from launcher.cli import completing
 from launcher.errors import RefusedError
 from launcher.runs import (
     Owner,
+    State,
     SubmittedJobs,
     all_runs,
     find_run,
@@ -22,6 +23,7 @@ from launcher.runs import (
     refuse_foreign,
     what_next,
 )
+from univip.errors import UnivipError
 
 
 @click.command()
@@ -36,19 +38,11 @@ def command(run: str, now: bool) -> None:
     owner = Owner.load(run_dir)
     if owner and owner.is_alive():
         _signal(run_dir, owner.pid, owner.host, signal.SIGINT if now else signal.SIGTERM)
+    elif read_state(run_dir).state is State.done:
+        click.echo(f"run {run_dir.name} is done already", err=True)
+        return
     elif jobs := SubmittedJobs.load(run_dir):
-        from launcher.queue import ask_anew
-        from launcher.slurm import cancel_jobs
-
-        shared = _wanted_by_others(run_dir, jobs)
-        # So that a job that saves its state does not queue itself again.
-        for run, ids in {run: set(jobs.of(run)) for run in jobs.runs.values()}.items():
-            if ids - shared:
-                (run_dir.parent / run / CANCELLED_FILE).touch()
-            else:
-                click.echo(f"the boxes of {run} are made for other runs as well; that goes on", err=True)
-        cancel_jobs(sorted(set(jobs.ids.values()) - shared), now=now)
-        ask_anew(run_dir.parent)
+        _cancel_jobs(run_dir, jobs, now=now)
     elif living := living_attempts(run_dir):
         # Its supervisor died.
         for attempt in living:
@@ -56,7 +50,35 @@ def command(run: str, now: bool) -> None:
     else:
         click.echo(f"run {run_dir.name} is not running", err=True)
         return
-    click.echo(f"asked run {run_dir.name} to stop\n{what_next(run_dir, 'resume RUN')}", err=True)
+    done = f"killed run {run_dir.name}" if now else f"asked run {run_dir.name} to stop"
+    click.echo(f"{done}\n{what_next(run_dir, 'resume RUN')}", err=True)
+
+
+def _cancel_jobs(run_dir: Path, jobs: SubmittedJobs, *, now: bool) -> None:
+    """Cancel those of a run's jobs that no other run waits for.
+
+    Raises:
+        SlurmUnavailableError: If SLURM does not do it; the run goes on then as if nobody had asked.
+    """
+    from launcher.queue import ask_anew
+    from launcher.slurm import cancel_jobs
+
+    shared = _wanted_by_others(run_dir, jobs)
+    marks = []
+    for run, ids in {run: set(jobs.of(run)) for run in jobs.runs.values()}.items():
+        if ids - shared:
+            marks.append(run_dir.parent / run / CANCELLED_FILE)
+        else:
+            click.echo(f"the boxes of {run} are made for other runs as well; that goes on", err=True)
+    for mark in marks:  # first, so that a job that saves its state does not queue itself again
+        mark.touch()
+    try:
+        cancel_jobs(sorted(set(jobs.ids.values()) - shared), now=now)
+    except UnivipError:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+        raise
+    ask_anew(run_dir.parent)
 
 
 def _wanted_by_others(run_dir: Path, jobs: SubmittedJobs) -> set[str]:

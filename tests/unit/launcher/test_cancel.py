@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempts import start_ticks
+from jobs.attempts import attempt, start_ticks
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
 from launcher.cli.main import run
@@ -114,3 +114,31 @@ def test_cancelling_leaves_boxes_that_another_run_waits_for(
     assert (run_dir / "cancelled").exists()
     assert not (boxes / "cancelled").exists()
     assert "made for other runs as well" in capsys.readouterr().err
+
+
+def test_a_cancel_that_slurm_does_not_carry_out_changes_nothing(
+    run_dir: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(run_dir, run_dir.parent / "proposals-1", "18")
+    (slurm / "scancel").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
+
+    assert run(["cancel", "@last"]) == 4
+
+    assert "no controller" in capsys.readouterr().err
+    assert not list(run_dir.parent.glob("*/cancelled"))
+
+
+def test_what_is_done_is_not_cancelled(
+    run_dir: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(run_dir, run_dir.parent / "proposals-1", "18")
+    request = Request.load(run_dir)
+    assert request is not None
+    for stage in request.stages:
+        with attempt(run_dir.parent / stage.run, stage.kind) as mine:
+            mine.exit_code = 0
+
+    assert run(["cancel", "@last"]) == 0
+
+    assert "is done already" in capsys.readouterr().err
+    assert not (slurm / "asked").exists()

@@ -125,6 +125,10 @@ def test_a_finished_run_is_reported(config: Config, started: list[Path]) -> None
 
     assert (again.is_new, again.message) == (False, "done already")
     assert len(started) == 1
+    otherwise = replace(config, evaluate=replace(config.evaluate, neighbours=7))
+    before = config.evaluate.neighbours
+    told = submit(make_plan("pipeline", otherwise), []).message
+    assert told == f"done already; not taken up: evaluate.neighbours=7, which is {before}"
 
 
 def test_a_finished_run_can_be_evaluated_again(config: Config, started: list[Path]) -> None:

@@ -14,6 +14,7 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
 from jobs.unfit import failed_preflight
+from launcher.runs import State, read_state
 from launcher.supervise import Decision, decide, round_of
 from univip.checkpoint import layout
 from univip.config import DataConfig
@@ -111,6 +112,31 @@ def test_what_a_person_must_look_at_is_not(run_dir: Path, exit_code: int) -> Non
     assert decision is not None
     assert not decision.resubmit
     assert f"ended with {exit_code}" in decision.why
+
+
+def test_any_element_of_an_array_can_need_a_person(run_dir: Path) -> None:
+    request = Request("proposals", [Stage("shards", "a-1")], submitted=1.0)
+    request.save(run_dir)
+    write_json(
+        run_dir / "jobs.json",
+        {"request": request.id, "jobs": [{"stage": "shards", "run": "a-1", "id": "7"}]},
+    )
+    slurm_says(run_dir, "FAILED|NonZeroExitCode")
+    for number, (shard, job, code) in enumerate(
+        [("1", "6_1", 77), ("2", "7_2", 75), ("1", "7_1", 76), ("3", "7_3", 75)], start=1
+    ):
+        owner = {"host": "node1", "pid": 1, "start_ticks": 1, "started": 1.0, "slurm_job_id": job}
+        how = {"ended": 2.0, "exit_code": code, "cause": "time_limit", "message": f"of {shard}"}
+        folder = run_dir / "attempts" / f"{number:04d}"
+        folder.mkdir(parents=True)
+        write_json(folder / "attempt.json", {"number": number, "stage": f"shard:{shard}", **owner, **how})
+
+    state = read_state(run_dir)
+
+    assert (state.state, state.message) == (State.failed, "of 1")
+    assert decide(run_dir, now=100.0) == Decision(
+        False, "ended with 76, which a person must look at", "time_limit"
+    )
 
 
 def test_pauses_grow_until_the_budget_is_spent_and_progress_refills_it(run_dir: Path) -> None:
