@@ -56,6 +56,12 @@ class Queue:
         """What SLURM says of a job; None if it knows nothing of it, or did not answer yet."""
         return self.jobs.get(job_id) or self.ended.get(job_id)
 
+    def is_news(self, job_id: str) -> bool:
+        """Whether nobody has asked for this job yet, or not since it has ended."""
+        if job := self.jobs.get(job_id):
+            return job.has_ended and job_id not in self.ended
+        return job_id not in self.ended and job_id not in self.missing
+
 
 def look(runs: Path, job_ids: Collection[str], *, user: int | None = None) -> Queue:
     """The queue, at most 30 s old, or older if SLURM does not answer.
@@ -67,8 +73,7 @@ def look(runs: Path, job_ids: Collection[str], *, user: int | None = None) -> Qu
     """
     user = os.getuid() if user is None else user
     found = _read(runs, user)
-    wanted = {job_id for job_id in job_ids if found.get(job_id) is None} - found.missing.keys()
-    if _is_fresh(found) and not wanted:
+    if _is_fresh(found) and not any(found.is_news(job_id) for job_id in job_ids):
         return found
     try:
         with locked(_path(runs, user).with_suffix(".lock")):
@@ -101,8 +106,10 @@ def _is_fresh(found: Queue) -> bool:
 
 def _ask(found: Queue, job_ids: Collection[str], user: int) -> None:
     """Ask SLURM if what is known is too old."""
-    for job_id in {job_id for job_id in job_ids if found.get(job_id) is None} - found.missing.keys():
-        found.missing[job_id] = 0.0
+    for job_id in job_ids:
+        if found.get(job_id) is None:
+            found.missing.setdefault(job_id, 0.0)
+    _remember(found, job_ids, found.jobs, found.time)
     if _is_fresh(found):
         return
     now = time.time()

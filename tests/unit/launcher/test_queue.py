@@ -128,6 +128,17 @@ def test_how_a_job_ended_is_known_where_there_is_no_accounting(slurm: Slurm, tmp
     assert found.ended == {"7": JobState("FAILED", "None")}  # nobody has asked for 8
 
 
+def test_what_another_run_was_told_in_passing_is_remembered_too(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.says(squeue="7|RUNNING|None\n8|COMPLETED|None\n")
+    asked = look(tmp_path, ["7"]).time
+
+    found = look(tmp_path, ["8"])
+
+    assert (found.ended["8"].state, found.seen_ended["8"]) == ("COMPLETED", asked)
+    assert look(tmp_path, ["8"]) == found
+    assert slurm.calls() == ["squeue"]
+
+
 def test_without_accounting_and_without_an_answer_what_was_said_still_stands(
     slurm: Slurm, tmp_path: Path
 ) -> None:
