@@ -127,6 +127,11 @@ def _read(path: str) -> Attempt | None:
     return known[1]
 
 
+def newest_attempt(run_dir: Path) -> int:
+    """Number of the newest attempt of a run, 0 if there is none."""
+    return max((attempt.number for attempt in read_attempts(run_dir)), default=0)
+
+
 def living_attempts(run_dir: Path) -> list[Attempt]:
     """Attempts whose owner lives."""
     return [attempt for attempt in read_attempts(run_dir) if attempt.is_alive()]

@@ -33,24 +33,26 @@ class Stage:
     Attributes:
         kind: prepare, shards, merge, train or evaluate.
         run: Id of the run it works on.
-        since: Only an attempt begun after this time (Unix, s) counts. An evaluation asked for by itself
-            has it; any other one is of the trained network, and counts only if training was done before. So
-            has an index that must be made anew.
+        after: Only an attempt with a greater number counts (the clocks of two nodes differ). An evaluation
+            asked for by itself has it; any other one is of the trained network, and counts only if training
+            was done before. So has an index that must be made anew.
     """
 
     kind: str
     run: str
-    since: float = 0.0
+    after: int | None = None
 
     def is_done(self, runs: Path) -> bool:
         """Whether an attempt of this stage has succeeded; merged shards need no further look."""
         kinds = (self.kind, "merge") if self.kind == "shards" else (self.kind,)
         done = [each for each in read_attempts(runs / self.run) if each.exit_code == ExitCode.DONE]
-        if self.kind == "evaluate" and not self.since:
-            # By number, not by time: the clocks of two nodes differ.
-            trained = max((each.number for each in done if each.stage == "train"), default=None)
-            done = [each for each in done if trained is not None and each.number > trained]
-        return any(each.stage in kinds and each.started >= self.since for each in done)
+        after = self.after or 0
+        if self.kind == "evaluate" and self.after is None:
+            trained = [each.number for each in done if each.stage == "train"]
+            if not trained:
+                return False
+            after = max(trained)
+        return any(each.stage in kinds and each.number > after for each in done)
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,11 @@ class Request:
     @classmethod
     def _of(cls, document: dict[str, Any]) -> Request:
         unfinished = document.get("unfinished")
-        return cls(
-            **{
-                **document,
-                "stages": [Stage(**stage) for stage in document["stages"]],
-                "unfinished": None if unfinished is None else cls._of(unfinished),
-            }
-        )
+        known = {
+            "stages": [Stage(each["kind"], each["run"], each.get("after")) for each in document["stages"]],
+            "unfinished": None if unfinished is None else cls._of(unfinished),
+        }
+        return cls(**document | known)
 
 
 def is_cancelled(run_dir: Path) -> bool:
@@ -119,20 +119,20 @@ def is_cancelled(run_dir: Path) -> bool:
     return True
 
 
-def stages_of(command: str, run: str, proposals: str, *, now: float) -> list[Stage]:
+def stages_of(command: str, run: str, proposals: str, *, newest: int = 0) -> list[Stage]:
     """Stages of a request, done or not.
 
     Args:
         command: proposals, train, evaluate or pipeline.
         run: Id of the run asked for.
         proposals: Id of the run that holds index and boxes; empty where the method needs no boxes.
-        now: Time of the request.
+        newest: Number of the newest attempt of the run asked for.
     """
     boxes = [Stage(kind, proposals or run) for kind in ("prepare", "shards", "merge")]
     index = boxes if proposals else boxes[:1]
     return {
         "proposals": boxes,
         "train": [*([] if proposals else index), Stage("train", run)],
-        "evaluate": [Stage("evaluate", run, since=now)],
+        "evaluate": [Stage("evaluate", run, after=newest)],
         "pipeline": [*index, Stage("train", run), Stage("evaluate", run)],
     }[command]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jobs.attempts import newest_attempt
 from jobs.config import (
     FILE_NAME,
     INDEX_REPORT,
@@ -221,13 +221,14 @@ def _stages(command: str, config: Config, header: RunHeader, found: Scan) -> lis
     The index is made again where photographs moved to folders of other names, and boxes whose store was
     removed, because it was damaged, are merged again.
     """
-    now = time.time()
-    stages = stages_of(command, header.id, header.proposals, now=now)
-    boxes = Path(config.paths.runs) / (header.proposals or header.id)
+    runs = Path(config.paths.runs)
+    stages = stages_of(command, header.id, header.proposals, newest=newest_attempt(runs / header.id))
+    boxes = runs / (header.proposals or header.id)
     index = read_json(boxes / INDEX_REPORT)
     again = set()
     if index is not None and index.get("layout") != found.layout:
         again.add("prepare")
     if index is not None and not (boxes / _STORE_REPORT).exists():
         again |= {"shards", "merge"}
-    return [replace(stage, since=now) if stage.kind in again else stage for stage in stages]
+    newest = newest_attempt(boxes)
+    return [replace(stage, after=newest) if stage.kind in again else stage for stage in stages]

@@ -233,7 +233,7 @@ def read_state(run_dir: Path) -> RunState:
     number = max((attempt.number for attempt in attempts), default=0)
     request = Request.load(run_dir)
     # The boxes of a pipeline have no request of their own.
-    stages = request.stages if request else stages_of("proposals", run_dir.name, run_dir.name, now=0.0)
+    stages = request.stages if request else stages_of("proposals", run_dir.name, run_dir.name)
     remaining = [stage for stage in stages if not stage.is_done(run_dir.parent)]
     if not remaining:
         if request and request.unfinished and (later := request.unfinished.remaining(run_dir.parent)):

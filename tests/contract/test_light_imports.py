@@ -29,7 +29,7 @@ def run_dir(tmp_path: Path) -> Path:
     run_dir = tmp_path / "runs" / "univip-1"
     run_dir.mkdir(parents=True)
     store(Config(data=DataConfig(root="/x")), RunHeader("univip-1", RunKind.train, "f", 1), run_dir)
-    Request("pipeline", stages_of("pipeline", "univip-1", "", now=1.0)).save(run_dir)
+    Request("pipeline", stages_of("pipeline", "univip-1", "")).save(run_dir)
     return run_dir
 
 

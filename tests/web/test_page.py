@@ -63,7 +63,7 @@ class Live:
             RunHeader(name, RunKind.train, "f", 9),
             self.run_dir,
         )
-        Request("train", stages_of("train", name, "", now=1.0)).save(self.run_dir)
+        Request("train", stages_of("train", name, "")).save(self.run_dir)
         attempt = {"number": 1, "stage": "train", "host": "elsewhere", "pid": 1, "start_ticks": 1}
         attempt |= {"slurm_job_id": "", "started": time.time() - 60, "ended": None, "exit_code": None}
         attempt |= {"cause": "", "message": ""}

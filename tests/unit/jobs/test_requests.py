@@ -46,10 +46,13 @@ def test_merged_shards_are_done(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_asked_for_again_is_not_done(tmp_path: Path) -> None:
-    write_attempt(tmp_path / "run", 1, "evaluate", 0, started=100.0)
+    write_attempt(tmp_path / "run", 2, "evaluate", 0)
 
-    assert Stage("evaluate", "run", since=99.0).is_done(tmp_path)
-    assert not Stage("evaluate", "run", since=101.0).is_done(tmp_path)
+    assert Stage("evaluate", "run", after=1).is_done(tmp_path)
+    assert not Stage("evaluate", "run", after=2).is_done(tmp_path)
+
+    write_attempt(tmp_path / "run", 3, "evaluate", 0, started=0.5)  # on a node whose clock is behind
+    assert Stage("evaluate", "run", after=2).is_done(tmp_path)
 
 
 def test_an_evaluation_of_a_half_trained_network_is_not_that_of_the_trained_one(tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_an_evaluation_of_a_half_trained_network_is_not_that_of_the_trained_one(
 
 
 def kinds(command: str, proposals: str) -> list[tuple[str, str]]:
-    return [(stage.kind, stage.run) for stage in stages_of(command, "run", proposals, now=5.0)]
+    return [(stage.kind, stage.run) for stage in stages_of(command, "run", proposals)]
 
 
 def test_a_pipeline_makes_boxes_trains_and_evaluates() -> None:
@@ -82,8 +85,8 @@ def test_a_method_without_boxes_gets_its_index_in_its_own_run() -> None:
 
 
 def test_a_request_survives_its_file(tmp_path: Path) -> None:
-    unfinished = Request("pipeline", stages_of("pipeline", "run", "boxes", now=5.0))
-    request = Request("evaluate", [Stage("evaluate", "run", since=6.0)], unfinished=unfinished)
+    unfinished = Request("pipeline", stages_of("pipeline", "run", "boxes"))
+    request = Request("evaluate", [Stage("evaluate", "run", after=6)], unfinished=unfinished)
 
     request.save(tmp_path)
 

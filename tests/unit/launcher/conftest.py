@@ -34,7 +34,7 @@ def run_dir(runs: Path) -> Path:
     run_dir = runs / "univip-1"
     run_dir.mkdir(parents=True)
     store(Config(data=DataConfig(root="/x")), RunHeader("univip-1", RunKind.train, "f", 1), run_dir)
-    Request("pipeline", stages_of("pipeline", "univip-1", "", now=1.0)).save(run_dir)
+    Request("pipeline", stages_of("pipeline", "univip-1", "")).save(run_dir)
     return run_dir
 
 

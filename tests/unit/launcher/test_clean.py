@@ -29,7 +29,7 @@ def make_run(runs: Path, name: str, *, proposals: str = "", submitted: float = 1
     run_dir.mkdir(parents=True)
     kind = RunKind.train if proposals else RunKind.proposals
     store(Config(data=DataConfig(root="/x")), RunHeader(name, kind, "f", 1, proposals), run_dir)
-    Request("pipeline", stages_of("pipeline", name, proposals, now=1.0), submitted=submitted).save(run_dir)
+    Request("pipeline", stages_of("pipeline", name, proposals), submitted=submitted).save(run_dir)
     return run_dir
 
 

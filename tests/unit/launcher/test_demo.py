@@ -126,5 +126,5 @@ def test_a_run_that_failed_early_still_has_a_summary(plan: Plan) -> None:
 
 def test_the_demo_is_a_whole_pipeline_on_two_workers(plan: Plan) -> None:
     assert plan.config.cluster.workers_per_node == 2
-    expected = stages_of("pipeline", plan.header.id, plan.header.proposals, now=0.0)
+    expected = stages_of("pipeline", plan.header.id, plan.header.proposals)
     assert plan.request.stages == expected

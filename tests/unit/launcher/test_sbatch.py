@@ -34,7 +34,7 @@ def make_plan(runs: Path, cluster: ClusterConfig = CLUSTER, num_shards: int = 3)
         config=config,
         header=RunHeader("univip-1", RunKind.train, "f" * 64, 500, "proposals-1"),
         proposals=RunHeader("proposals-1", RunKind.proposals, "f" * 64, 500),
-        request=Request("pipeline", stages_of("pipeline", "univip-1", "proposals-1", now=1.0)),
+        request=Request("pipeline", stages_of("pipeline", "univip-1", "proposals-1")),
         num_shards=num_shards,
         data_steps=10,
         refused={},
