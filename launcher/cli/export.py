@@ -23,7 +23,7 @@ from launcher.cli import completing
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Safetensors file (default: RUN-step-N.safetensors here).",
+    help="Safetensors file (default: RUN-step-000000020.safetensors here, for data step 20).",
 )
 def command(run: str, names: str, data_step: int | None, output: Path | None) -> None:
     """Write the backbone of a run as safetensors, also while it trains.
