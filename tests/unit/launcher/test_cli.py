@@ -58,6 +58,34 @@ def test_a_mistake_is_three_lines_and_its_exit_status(
     assert not runs.exists()
 
 
+def test_a_folder_of_runs_that_is_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNIVIP_RUNS", "")  # which --runs sets, and the end of the test sets back
+    (tmp_path / "file").touch()
+
+    assert run(["--runs", f"{tmp_path}/file", "status"]) == 2
+
+    assert capsys.readouterr().err.splitlines() == [
+        f"univip: --runs must be a folder, but `{tmp_path}/file` is a file.",
+        "  where: the command line",
+        "  fix:   univip --help",
+    ]
+
+
+def test_a_folder_of_runs_that_does_not_exist_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNIVIP_RUNS", "")
+    typo = tmp_path / "rnus"
+
+    assert run(["--runs", str(typo), "status"]) == 0
+    assert f"the folder of --runs does not exist: {typo}\n" in capsys.readouterr().err
+    typo.mkdir()
+    assert run(["--runs", str(typo), "status"]) == 0
+    assert "does not exist" not in capsys.readouterr().err
+
+
 def test_the_traceback_is_there_for_who_wants_it(runs: Path) -> None:
     with pytest.raises(Exception, match="must name a run"):
         run(["--verbose", "logs", "nothing"])
