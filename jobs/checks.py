@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -75,7 +76,17 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
     ]
     for key in ("method.momentum", "optim.momentum", "proposals.max_iou"):
         rules.append((key, "between 0 and 1", 0 <= _value(config, key) <= 1))
-    return rules
+    return [*rules, *((key, "finite", math.isfinite(value)) for key, value in _floats(config))]
+
+
+def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of the configuration that could be infinite or none at all, by its key."""
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if is_dataclass(value):
+            yield from _floats(value, f"{prefix}{each.name}.")
+        elif isinstance(value, float):
+            yield prefix + each.name, value
 
 
 def _together(config: Config) -> list[tuple[str, str, bool]]:

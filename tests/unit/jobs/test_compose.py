@@ -1,13 +1,14 @@
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.checks import check
 from jobs.compose import compose, groups, known_keys, nearest
 from jobs.config import ClusterKind, Config, PathsConfig
 from jobs.identity import changed_keys
-from univip.config import Backbone, DataFormat, MethodName, OptimizerName, Precision, SearchMode
+from univip.config import Backbone, DataConfig, DataFormat, MethodName, OptimizerName, Precision, SearchMode
 from univip.errors import ConfigError
 
 ROOT = "data.root=/photographs"
@@ -120,6 +121,8 @@ def test_cluster_options_reach_their_fields() -> None:
         ("proposals.min_sizes=[]", "`proposals.min_sizes` must be"),
         ("train.epochs=nan", "`train.epochs` must be greater than 0"),
         ("train.epochs=inf", "`train.epochs` must be greater than 0"),
+        ("optim.base_lr=inf", "`optim.base_lr` must be finite, but is inf"),
+        ("cluster.mem_gb=inf", "`cluster.mem_gb` must be finite, but is inf"),
         ("cluster.nodes.min=0", "`cluster.nodes.min` must be at least 1"),
         ("cluster.nodes.min=3", "`cluster.nodes.max` must be at least `cluster.nodes.min` = 3"),
         (
@@ -141,6 +144,17 @@ def test_a_mistake_is_named_with_its_fix(override: str, message: str) -> None:
 
     assert message in caught.value.what
     assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("key", [key for key, hint in known_keys() if hint is float])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_no_number_may_be_infinite_or_none_at_all(key: str, value: str) -> None:
+    section, _, name = key.rpartition(".")
+    whole = Config(data=DataConfig(root="/photographs"))
+    part = getattr(whole, section)  # of all numbers one level deep
+
+    with pytest.raises(ConfigError, match=f"`{key}` must be "):
+        check(replace(whole, **{section: replace(part, **{name: float(value)})}))
 
 
 def test_a_value_that_must_be_given_is_asked_for() -> None:
