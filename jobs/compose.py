@@ -35,7 +35,7 @@ def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
     """The configuration that `overrides` ask for, complete and checked.
 
     Args:
-        overrides: Hydra's grammar: `key=value`, `group=option`, `+key=value`.
+        overrides: Hydra's grammar: `key=value`, `group=option`, `+key=value`; and `key=~/path`.
         needs_data: Refuse a request that names no photographs; else `data.root` is then empty.
 
     Raises:
@@ -47,11 +47,12 @@ def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = [_with_home_as_text(each) for each in overrides]
     keys = dict(_parse(overrides))
     ConfigStore.instance().store("schema", thawed_schema())
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = hydra.compose(_PRIMARY, overrides=list(overrides))
+            composed = hydra.compose(_PRIMARY, overrides=overrides)
         if not needs_data and OmegaConf.is_missing(composed.data, "root"):
             composed.data.root = ""
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -108,6 +109,15 @@ def nearest(wrong: str, valid: Iterable[str]) -> list[str]:
         return max(whole, last - 0.1)
 
     return sorted(valid, key=likeness, reverse=True)[:3]
+
+
+def _with_home_as_text(override: str) -> str:
+    """`key=~/path` with the path in quotes: a shell leaves the `~` there to us, and Hydra cannot read it."""
+    key, _, value = override.partition("=")
+    if value != "~" and not value.startswith("~/"):
+        return override
+    quoted = value.replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -191,7 +201,18 @@ def _absolute(config: Config) -> Config:
     root = config.data.root
     return replace(
         config,
-        data=replace(config.data, root=str(Path(root).expanduser().absolute()) if root else ""),
+        data=replace(config.data, root=_from_top("data.root", root) if root else ""),
         # Empty, as an unset variable leaves it, means the default here as it does for `univip status`.
-        paths=replace(config.paths, runs=str(Path(config.paths.runs or "runs").expanduser().absolute())),
+        paths=replace(config.paths, runs=_from_top("paths.runs", config.paths.runs or "runs")),
     )
+
+
+def _from_top(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # `~name` of nobody
+        raise ConfigError(
+            f"`{key}` must be a folder, but `{path}` begins in the home of nobody here.",
+            where="the command line, or a file of configs/",
+            fix=suggestion(key),
+        ) from error

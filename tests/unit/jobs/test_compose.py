@@ -88,6 +88,24 @@ def test_paths_are_absolute_wherever_the_job_will_run(
     assert compose([ROOT, "paths.runs=/else"]).paths == PathsConfig(runs="/else")
 
 
+@pytest.mark.parametrize("path", ["photographs", "my photos, 100% (all)", "it's mine", ""])
+def test_a_path_below_home_needs_no_quotes_for_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """bash leaves `data.root=~/photographs` as it is typed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    config = compose([f"data.root=~/{path}", "paths.runs=~"])
+
+    assert config.data.root == str(tmp_path / path)
+    assert config.paths.runs == str(tmp_path)
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`data.root` must be a folder, but `~nobody-here"):
+        compose(["data.root='~nobody-here/x'"])
+
+
 def test_cluster_options_reach_their_fields() -> None:
     config = compose(
         [ROOT, "cluster=slurm", "cluster.nodes.min=1", "cluster.nodes.max=1", "+cluster.extra.gres=gpu:8"]

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,25 @@ def test_the_fix_of_a_mistake_can_be_typed(
     one_split = ["data.split=small"] if "instances_" in what else []  # of the many bad ones beside it
 
     assert submit(*typed, *one_split, "--dry-run") == 0, capsys.readouterr().err
+
+
+def test_the_examples_of_the_help_can_be_typed(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a shell, which expands what it expands; `/data/coco` is not here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photograph(tmp_path / "photographs" / "a.png")
+    assert run(["submit", "--help"]) == 0
+    examples = re.findall(r"^ *(univip submit pipeline .*)$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len(examples) == 2
+
+    for example in examples:
+        typed = f'univip() {{ printf "%s\\n" "$@"; }}; {example.replace("/data/coco", "~/photographs")}'
+        told = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, check=True).stdout
+        words = [word for word in told.splitlines() if word not in ("--wait", "data=coco")]
+
+        assert run([*words, "data=folder", "--dry-run"]) == 0, capsys.readouterr().err
+        assert f"root: {tmp_path}/photographs\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", ["data.root=", "data.root=''"])
