@@ -7,11 +7,12 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from jobs.config import ClusterKind, Config
-from univip.config import SEARCH, MethodName
-from univip.errors import ConfigError
+from univip.config import SEARCH, DataConfig, DataFormat, MethodName
+from univip.errors import ConfigError, override
 
 
 def check(config: Config, given: Collection[str] = ()) -> None:
@@ -31,6 +32,13 @@ def check(config: Config, given: Collection[str] = ()) -> None:
                 where="the command line" if key in given else "its default, or a file of configs/",
                 fix=suggestion(key, config),
             )
+    if config.data.format is DataFormat.folder and "data.split" in given:
+        raise ConfigError(
+            "`data.split` must be left out with data=folder, which takes every photograph below `data.root`, "
+            f"but is {config.data.split!r}.",
+            where="the command line",
+            fix=_folder_of_split(config.data),
+        )
 
 
 def suggestion(key: str, config: Config | None = None) -> str:
@@ -44,6 +52,16 @@ def suggestion(key: str, config: Config | None = None) -> str:
     value = _value(Config(), key)
     text = str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
     return f"{key}={text}"
+
+
+def _folder_of_split(data: DataConfig) -> str:
+    """What to type for the photographs of one split of a plain folder."""
+    names = [data.split] if isinstance(data.split, str) else data.split
+    if data.root and len(names) == 1:
+        for folder in (Path(data.root, names[0]), Path(data.root, "images", names[0])):
+            if folder.is_dir():
+                return f"{override('data.root', folder)}  # instead of data.split"
+    return "leave data.split out; or data=coco, for splits that have annotations"
 
 
 def _single(config: Config) -> list[tuple[str, str, bool]]:

@@ -102,7 +102,7 @@ def test_a_path_below_home_needs_no_quotes_for_us(
 
 
 def test_the_home_of_nobody_is_refused() -> None:
-    with pytest.raises(ConfigError, match="`data.root` must be a folder, but `~nobody-here"):
+    with pytest.raises(ConfigError, match=r"`data\.root` must be a folder, but `~nobody-here/x` begins"):
         compose(["data.root='~nobody-here/x'"])
 
 
