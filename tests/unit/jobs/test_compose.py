@@ -1,3 +1,5 @@
+import shlex
+import subprocess
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,10 +112,12 @@ def test_cluster_options_reach_their_fields() -> None:
     config = compose(
         [ROOT, "cluster=slurm", "cluster.nodes.min=1", "cluster.nodes.max=1", "+cluster.extra.gres=gpu:8"]
     )
+    told = compose([ROOT, "+cluster.extra.mail-type=END"])
 
     assert config.cluster.kind is ClusterKind.slurm
     assert (config.cluster.nodes.min, config.cluster.nodes.max) == (1, 1)
     assert config.cluster.extra == {"gres": "gpu:8"}
+    assert told.cluster.extra == {"mail-type": "END"}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,9 @@ def test_cluster_options_reach_their_fields() -> None:
         ("method.transport=balance", "must be one of balanced, paper_literal, but is `balance`"),
         ("nonsense", "`nonsense` must be an override such as"),
         ("data.split=a,b", "`data.split` must be one value, but `data.split=a,b` lists several"),
+        ("resume=true", "`resume` must be a known key, but is not, and none is near it."),
+        ("foo=bar", "`foo` must be a known key, but is not, and none is near it."),
+        ("lr=1", "`lr` must be a known key, but is not; the nearest are optim.base_lr."),
         ("data.split=a(b", "cannot be read as one"),
         ("train.global_batch=0", "`train.global_batch` must be at least 1, but is 0"),
         ("proposals.min_sizes=[96,64]", "`proposals.min_sizes` must be whole numbers of at least 1, rising"),
@@ -192,6 +199,52 @@ def test_the_fix_of_an_unreadable_value_can_be_typed() -> None:
 
     assert caught.value.fix == "\"data.root='/a(b'\""
     assert compose(["data.root='/a(b'"]).data.root == "/a(b"
+
+
+@pytest.mark.parametrize(
+    ("override", "runs"),
+    [
+        ("train.seed=0,1,2", ["train.seed=0", "train.seed=1", "train.seed=2"]),
+        ("optim.base_lr=0.1,0.2", ["optim.base_lr=0.1", "optim.base_lr=0.2"]),
+        ("train.deterministic=true,false", ["train.deterministic=True", "train.deterministic=False"]),
+        (
+            "method.transport=balanced,paper_literal",
+            ["method.transport=balanced", "method.transport=paper_literal"],
+        ),
+        ("experiment=coco_univip,coco_byol", ["experiment=coco_univip", "experiment=coco_byol"]),
+        ("proposals.min_sizes=[48],[64]", ["proposals.min_sizes=[48]", "proposals.min_sizes=[64]"]),
+    ],
+)
+def test_several_values_are_a_loop_of_the_shell(override: str, runs: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([ROOT, override])
+
+    typed = f'univip() {{ echo "$3"; }}; {caught.value.fix.replace(" ...", " pipeline")}'
+    said = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == runs
+    for each in runs:
+        compose([ROOT, "method=byol", each])
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("cluster.partition=a,b", "\"cluster.partition='a,b'\"  # if it is one text with commas"),
+        ("data.split=a,b", '"data.split=[a,b]"  # a list'),
+        ("proposals.min_sizes=64,96", '"proposals.min_sizes=[64,96]"  # a list'),
+        (
+            "train.seed=range(0,3)",
+            "for seed in ...; do univip submit ... train.seed=$seed; done  # a run each",
+        ),
+    ],
+)
+def test_a_key_that_takes_a_list_or_commas_is_given_them(override: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([ROOT, override])
+
+    assert caught.value.fix == fix
+    if "..." not in fix:
+        compose([ROOT, *shlex.split(fix, comments=True)])
 
 
 def test_a_path_with_spaces_and_signs_is_a_path() -> None:
