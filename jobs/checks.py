@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from jobs.config import ClusterKind, Config
-from univip.config import SEARCH, MethodName
-from univip.errors import ConfigError
+from univip.config import SEARCH, DataConfig, DataFormat, MethodName
+from univip.errors import ConfigError, override
 
 
 def check(config: Config, given: Collection[str] = ()) -> None:
@@ -30,6 +32,13 @@ def check(config: Config, given: Collection[str] = ()) -> None:
                 where="the command line" if key in given else "its default, or a file of configs/",
                 fix=suggestion(key, config),
             )
+    if config.data.format is DataFormat.folder and "data.split" in given:
+        raise ConfigError(
+            "`data.split` must be left out with data=folder, which takes every photograph below `data.root`, "
+            f"but is {config.data.split!r}.",
+            where="the command line",
+            fix=_folder_of_split(config.data),
+        )
 
 
 def suggestion(key: str, config: Config | None = None) -> str:
@@ -43,6 +52,16 @@ def suggestion(key: str, config: Config | None = None) -> str:
     value = _value(Config(), key)
     text = str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
     return f"{key}={text}"
+
+
+def _folder_of_split(data: DataConfig) -> str:
+    """What to type for the photographs of one split of a plain folder."""
+    names = [data.split] if isinstance(data.split, str) else data.split
+    if data.root and len(names) == 1:
+        for folder in (Path(data.root, names[0]), Path(data.root, "images", names[0])):
+            if folder.is_dir():
+                return f"{override('data.root', folder)}  # instead of data.split"
+    return "leave data.split out; or data=coco, for splits that have annotations"
 
 
 def _single(config: Config) -> list[tuple[str, str, bool]]:
@@ -75,7 +94,17 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
     ]
     for key in ("method.momentum", "optim.momentum", "proposals.max_iou"):
         rules.append((key, "between 0 and 1", 0 <= _value(config, key) <= 1))
-    return rules
+    return [*rules, *((key, "finite", math.isfinite(value)) for key, value in _floats(config))]
+
+
+def _floats(section: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of the configuration that could be infinite or none at all, by its key."""
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if is_dataclass(value):
+            yield from _floats(value, f"{prefix}{each.name}.")
+        elif isinstance(value, float):
+            yield prefix + each.name, value
 
 
 def _together(config: Config) -> list[tuple[str, str, bool]]:

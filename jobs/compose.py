@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import EnumType
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import configs
 from jobs.checks import check, suggestion
@@ -21,6 +22,8 @@ from univip.errors import ConfigError
 
 CONFIGS = Path(configs.__file__).parent
 _PRIMARY = "univip"
+_NEAR = 0.6  # likeness of a name that may have been meant
+_ALL_KEYS = "univip submit ... --dry-run  # prints every key with its value"
 _TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -35,7 +38,7 @@ def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
     """The configuration that `overrides` ask for, complete and checked.
 
     Args:
-        overrides: Hydra's grammar: `key=value`, `group=option`, `+key=value`.
+        overrides: Hydra's grammar: `key=value`, `group=option`, `+key=value`; and `key=~/path`.
         needs_data: Refuse a request that names no photographs; else `data.root` is then empty.
 
     Raises:
@@ -47,11 +50,12 @@ def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = [_with_home_as_text(each) for each in overrides]
     keys = dict(_parse(overrides))
     ConfigStore.instance().store("schema", thawed_schema())
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = hydra.compose(_PRIMARY, overrides=list(overrides))
+            composed = hydra.compose(_PRIMARY, overrides=overrides)
         if not needs_data and OmegaConf.is_missing(composed.data, "root"):
             composed.data.root = ""
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -99,15 +103,32 @@ def known_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + each.name, hint
 
 
-def nearest(wrong: str, valid: Iterable[str]) -> list[str]:
-    """The three valid names most like `wrong`, as a whole or in their last part."""
+def nearest(wrong: str, valid: Iterable[str], *, at_least: float = 0.0) -> list[str]:
+    """The three valid names most like `wrong`, as a whole or in their last part.
+
+    Args:
+        wrong: What was typed.
+        valid: What could have been.
+        at_least: Likeness, from 0 to 1, below which a name is left out.
+    """
 
     def likeness(name: str) -> float:
+        typed = wrong.rpartition(".")[2]
         whole = difflib.SequenceMatcher(None, name, wrong).ratio()
-        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], wrong.rpartition(".")[2]).ratio()
-        return max(whole, last - 0.1)
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], typed).ratio()
+        word = typed in re.split("[._]", name)
+        return max(whole, last - 0.1, 0.8 * word)
 
-    return sorted(valid, key=likeness, reverse=True)[:3]
+    return [name for name in sorted(valid, key=likeness, reverse=True) if likeness(name) >= at_least][:3]
+
+
+def _with_home_as_text(override: str) -> str:
+    """`key=~/path` with the path in quotes: a shell leaves the `~` there to us, and Hydra cannot read it."""
+    key, _, value = override.partition("=")
+    if value != "~" and not value.startswith("~/"):
+        return override
+    quoted = value.replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -133,7 +154,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
             raise ConfigError(
                 f"`{key}` must be one value, but `{override}` lists several.",
                 where="the command line",
-                fix=f"\"{key}='{override.partition('=')[2]}'\" for text with commas, {key}=[...] for a list",
+                fix=_several(key, parsed, None if key in options else schema.get(key, str)),
             )
         if key in options:
             if value not in options[key]:
@@ -149,13 +170,32 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
                     where="the command line",
                     fix=f"{next(name for name in schema if name.startswith(key + '.'))}=...",
                 )
-            near = nearest(key, schema if "." in key else [*options, *schema])
+            near = nearest(key, schema if "." in key else [*options, *schema], at_least=_NEAR)
+            named = f"; the nearest are {', '.join(near)}" if near else ", and none is near it"
             raise ConfigError(
-                f"`{key}` must be a known key, but is not; the nearest are {', '.join(near)}.",
+                f"`{key}` must be a known key, but is not{named}.",
                 where="the command line",
-                fix=f"{near[0]}={override.partition('=')[2] or '...'}",
+                fix=f"{near[0]}={override.partition('=')[2] or '...'}" if near else _ALL_KEYS,
             )
         yield key, value
+
+
+def _several(key: str, parsed: Any, hint: Any) -> str:
+    """What to type for several values: quotes or a list where the key takes those, else a loop of the shell.
+
+    Args:
+        key: The key or the group.
+        parsed: Hydra's override, a sweep.
+        hint: Type of the key; None of a group.
+    """
+    text = parsed.input_line.partition("=")[2]
+    if hint is str:
+        return f"\"{key}='{text}'\"  # if it is one text with commas"
+    if (hint is Any or get_origin(hint) is list) and not text.startswith("["):
+        return f'"{key}=[{text}]"  # a list'
+    values = shlex.join(parsed.sweep_string_iterator()) if parsed.is_choice_sweep() else "..."
+    name = key.rpartition(".")[2]
+    return f"for {name} in {values}; do univip submit ... {key}=${name}; done  # a run each"
 
 
 def _is_below_a_dict(key: str, schema: dict[str, Any]) -> bool:
@@ -191,7 +231,18 @@ def _absolute(config: Config) -> Config:
     root = config.data.root
     return replace(
         config,
-        data=replace(config.data, root=str(Path(root).expanduser().absolute()) if root else ""),
+        data=replace(config.data, root=_from_top("data.root", root) if root else ""),
         # Empty, as an unset variable leaves it, means the default here as it does for `univip status`.
-        paths=replace(config.paths, runs=str(Path(config.paths.runs or "runs").expanduser().absolute())),
+        paths=replace(config.paths, runs=_from_top("paths.runs", config.paths.runs or "runs")),
     )
+
+
+def _from_top(key: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # `~name` of nobody
+        raise ConfigError(
+            f"`{key}` must be a folder, but `{path}` begins in the home of nobody here.",
+            where="the command line, or a file of configs/",
+            fix=suggestion(key),
+        ) from error

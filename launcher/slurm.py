@@ -217,8 +217,9 @@ def _run(command: list[str]) -> str:
             fix="try again later",
         ) from error
     except subprocess.CalledProcessError as error:
+        said = "; ".join(line.strip() for line in error.stderr.splitlines() if line.strip())
         raise SlurmUnavailableError(
-            f"`{command[0]}` must succeed, but said: {error.stderr.strip()}",
+            f"`{command[0]}` must succeed, but said: {said or f'nothing, exit status {error.returncode}'}",
             where=shlex.join(command),
             fix="sinfo  # does SLURM answer?",
         ) from error

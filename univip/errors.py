@@ -13,6 +13,8 @@ Every error is three lines: what is wrong, where, and the command or change that
 
 from __future__ import annotations
 
+import re
+
 
 class UnivipError(Exception):
     """What, where, fix: printed as three lines, without a traceback."""
@@ -36,6 +38,12 @@ class UnivipError(Exception):
 def printable(text: str) -> str:
     """Text as one line that does nothing to a terminal: a name of a file, say, may hold anything."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def override(key: str, value: object) -> str:
+    """`key=value` for the fix of an error, in quotes where a shell or Hydra would need them."""
+    text = str(value)
+    return f"{key}={text}" if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else f"\"{key}='{text}'\""
 
 
 class ConfigError(UnivipError):

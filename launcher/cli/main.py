@@ -15,7 +15,7 @@ import sys
 import click
 
 from launcher.errors import FAILED, INTERRUPTED, USAGE, exit_code
-from launcher.runs import RUNS_VARIABLE
+from launcher.runs import RUNS_VARIABLE, runs_root
 from univip.errors import UnivipError
 
 # Verb -> module of `launcher.cli` that holds a click command `command`, in the order of `--help`.
@@ -42,6 +42,12 @@ _VERBS = {
     "bench": "How fast this version is, beside a reference.",
     "completion": "Complete verbs, runs and keys in the shell.",
 }
+
+
+# Those that make the folder of the runs where there is none, or do without it.
+_NEED_NO_RUNS = frozenset(
+    {"demo", "doctor", "submit", "dash", "monitor", "proposals", "drill", "bench", "completion"}
+)
 
 
 class _LazyGroup(click.Group):
@@ -74,15 +80,22 @@ class _LazyGroup(click.Group):
 @click.version_option(package_name="univip", message="%(version)s")
 @click.option("--runs", metavar="FOLDER", help=f"Folder of the runs (default: {RUNS_VARIABLE}, else runs/).")
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
-def cli(runs: str | None, verbose: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, runs: str | None, verbose: bool) -> None:
     """Self-supervised pre-training on photographs of many objects.
 
     RUN is a run's id, a unique beginning of it, a path, or @last.
 
     Exit status: 0 done, 1 failed, 2 usage, 3 run not found, 4 SLURM unreachable, 5 refused, 130 interrupted.
     """
-    if runs:
-        os.environ[RUNS_VARIABLE] = runs
+    if not runs:
+        return
+    os.environ[RUNS_VARIABLE] = runs
+    root = runs_root()
+    if root.exists() and not root.is_dir():
+        raise click.UsageError(f"--runs must be a folder, but `{root}` is a file.", ctx)
+    if not root.exists() and ctx.invoked_subcommand not in _NEED_NO_RUNS:
+        click.echo(f"the folder of --runs does not exist: {root}", err=True)
 
 
 def main() -> None:

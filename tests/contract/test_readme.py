@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli.export import command as export
 from launcher.cli.main import cli
 from monitoring.catalog import markdown_table
+from univip.checkpoint import layout
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,3 +60,11 @@ def test_every_experiment_it_lists_exists_and_every_experiment_is_listed() -> No
 @pytest.mark.parametrize("target", re.findall(r"^    make (\w+)", README, flags=re.MULTILINE))
 def test_every_make_target_it_names_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_file_of_an_export_has_the_name_that_it_and_the_help_say() -> None:
+    name = f"RUN-{layout.name_of(20)}.safetensors"
+    [output] = [option for option in export.params if option.name == "output"]
+
+    assert f"`{name}` (at data step 20" in README
+    assert f"{name} here, for data step 20" in str(output.to_info_dict()["help"])

@@ -375,18 +375,24 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Entry point."""
-    verbs: dict[str, Callable[..., None]] = {
+    verbs: dict[str, Callable[[], None]] = {
         "up": up,
         "down": down,
         "status": status,
-        "kill-node": kill_node,
-        "start-node": start_node,
         "restart-controller": restart_controller,
     }
-    if not arguments or arguments[0] not in verbs:
-        raise SystemExit(f"usage: cluster.py {' | '.join(verbs)} [N]")
+    of_a_node: dict[str, Callable[[int], None]] = {"kill-node": kill_node, "start-node": start_node}
     try:
-        verbs[arguments[0]](*map(int, arguments[1:]))
+        match arguments:
+            case [verb] if verb in verbs:
+                verbs[verb]()
+            case [verb, number] if verb in of_a_node and number in map(str, range(1, NODES + 1)):
+                of_a_node[verb](int(number))
+            case _:
+                with_number = [f"{verb} N" for verb in of_a_node]
+                raise SystemExit(
+                    f"usage: cluster.py {' | '.join([*verbs, *with_number])}, N from 1 to {NODES}"
+                )
     except ClusterError as error:
         raise SystemExit(f"cluster: {error}") from error
 

@@ -8,11 +8,12 @@ convolution, and has no counters of batches. Only NumPy is needed.
 from __future__ import annotations
 
 import re
+import shlex
 from enum import StrEnum
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from univip.atomic import replacing
 from univip.checkpoint import layout
@@ -44,8 +45,23 @@ def export_backbone(checkpoint: Path, output: Path, names: Names) -> int:
 
     Raises:
         CheckpointError: If the checkpoint is damaged.
-        ConfigError: If the names are those of a ResNet and the backbone is none.
+        ConfigError: If the names are those of a ResNet and the backbone is none, or the output is a folder or
+            lies in none.
+        OSError: If the output cannot be written.
     """
+    # Known before gigabytes are verified.
+    if output.is_dir():
+        raise ConfigError(
+            f"the weights must be written to a file, but `{output}` is a folder.",
+            where=str(output.absolute()),
+            fix=f"-o {shlex.quote(str(output / 'backbone.safetensors'))}",
+        )
+    if not output.parent.is_dir():
+        raise ConfigError(
+            f"the weights must be written into a folder that exists, but `{output.parent}` is none.",
+            where=str(output.absolute()),
+            fix=f"mkdir -p {shlex.quote(str(output.parent))}  # or -o with another one",
+        )
     manifest = layout.verify(checkpoint)
     with safe_open(checkpoint / layout.TENSORS, framework="numpy") as file:
         tensors = {
@@ -69,8 +85,12 @@ def export_backbone(checkpoint: Path, output: Path, names: Names) -> int:
         "data_step": str(manifest.data_step),
         "step": str(manifest.step),
     }
-    with replacing(output) as temporary:
-        save_file(tensors, temporary, metadata)
+    try:
+        with replacing(output) as temporary:
+            # Not by `save_file`, whose errors do not say what the system said.
+            temporary.write_bytes(save(tensors, metadata))
+    except OSError as error:  # of a name that nobody has typed
+        raise OSError(error.errno, error.strerror, str(output.parent)) from error
     return len(tensors)
 
 

@@ -107,9 +107,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
         manifest = Manifest(**raw, files=files)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"the manifest cannot be read: {error}", where=str(path), fix="an older checkpoint is used"
-        ) from error
+        raise CheckpointError(f"the manifest cannot be read: {error}", where=str(path)) from error
     return manifest
 
 
@@ -131,7 +129,6 @@ def verify(checkpoint: Path) -> Manifest:
             raise CheckpointError(
                 f"the file does not match its checksum ({size_bytes} bytes, {entry.size_bytes} expected)",
                 where=str(path),
-                fix="an older checkpoint is used",
             )
     return manifest
 

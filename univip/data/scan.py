@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from univip.config import DataConfig, DataFormat
 from univip.data.json_stream import JsonStream
-from univip.errors import ConfigError, DataError, ImageError
+from univip.errors import ConfigError, DataError, ImageError, override
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -279,10 +279,16 @@ def annotation_file(root: Path, split: str, *, key: str = "data.split") -> Path:
     there = sorted(path.relative_to(root).as_posix() for folder in folders for path in folder.glob("*.json"))
     splits = [match[1] for path in there if (match := _ANNOTATIONS.fullmatch(path))]
     near = get_close_matches(split, splits, n=1, cutoff=0.0)
+    if near:
+        fix = override(key, near[0])
+    elif (root.parent / "annotations").is_dir():  # the folder with the photographs was named
+        fix = override("data.root", root.parent)
+    else:
+        fix = "data=folder  # needs no annotations"
     raise DataError(
         f"split `{split}` must have `instances_{split}.json` or `image_info_{split}.json`, but has neither.",
         where=f"{root} holds {', '.join(there[:10]) or 'no JSON file'}{' ...' * (len(there) > 10)}",
-        fix=f"{key}={near[0]}" if near else "data=folder  # needs no annotations",
+        fix=fix,
     )
 
 

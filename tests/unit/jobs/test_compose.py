@@ -1,13 +1,16 @@
-from dataclasses import fields, is_dataclass
+import shlex
+import subprocess
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.checks import check
 from jobs.compose import compose, groups, known_keys, nearest
 from jobs.config import ClusterKind, Config, PathsConfig
 from jobs.identity import changed_keys
-from univip.config import Backbone, DataFormat, MethodName, OptimizerName, Precision, SearchMode
+from univip.config import Backbone, DataConfig, DataFormat, MethodName, OptimizerName, Precision, SearchMode
 from univip.errors import ConfigError
 
 ROOT = "data.root=/photographs"
@@ -87,14 +90,34 @@ def test_paths_are_absolute_wherever_the_job_will_run(
     assert compose([ROOT, "paths.runs=/else"]).paths == PathsConfig(runs="/else")
 
 
+@pytest.mark.parametrize("path", ["photographs", "my photos, 100% (all)", "it's mine", ""])
+def test_a_path_below_home_needs_no_quotes_for_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """bash leaves `data.root=~/photographs` as it is typed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    config = compose([f"data.root=~/{path}", "paths.runs=~"])
+
+    assert config.data.root == str(tmp_path / path)
+    assert config.paths.runs == str(tmp_path)
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`data\.root` must be a folder, but `~nobody-here/x` begins"):
+        compose(["data.root='~nobody-here/x'"])
+
+
 def test_cluster_options_reach_their_fields() -> None:
     config = compose(
         [ROOT, "cluster=slurm", "cluster.nodes.min=1", "cluster.nodes.max=1", "+cluster.extra.gres=gpu:8"]
     )
+    told = compose([ROOT, "+cluster.extra.mail-type=END"])
 
     assert config.cluster.kind is ClusterKind.slurm
     assert (config.cluster.nodes.min, config.cluster.nodes.max) == (1, 1)
     assert config.cluster.extra == {"gres": "gpu:8"}
+    assert told.cluster.extra == {"mail-type": "END"}
 
 
 @pytest.mark.parametrize(
@@ -114,12 +137,17 @@ def test_cluster_options_reach_their_fields() -> None:
         ("method.transport=balance", "must be one of balanced, paper_literal, but is `balance`"),
         ("nonsense", "`nonsense` must be an override such as"),
         ("data.split=a,b", "`data.split` must be one value, but `data.split=a,b` lists several"),
+        ("resume=true", "`resume` must be a known key, but is not, and none is near it."),
+        ("foo=bar", "`foo` must be a known key, but is not, and none is near it."),
+        ("lr=1", "`lr` must be a known key, but is not; the nearest are optim.base_lr."),
         ("data.split=a(b", "cannot be read as one"),
         ("train.global_batch=0", "`train.global_batch` must be at least 1, but is 0"),
         ("proposals.min_sizes=[96,64]", "`proposals.min_sizes` must be whole numbers of at least 1, rising"),
         ("proposals.min_sizes=[]", "`proposals.min_sizes` must be"),
         ("train.epochs=nan", "`train.epochs` must be greater than 0"),
         ("train.epochs=inf", "`train.epochs` must be greater than 0"),
+        ("optim.base_lr=inf", "`optim.base_lr` must be finite, but is inf"),
+        ("cluster.mem_gb=inf", "`cluster.mem_gb` must be finite, but is inf"),
         ("cluster.nodes.min=0", "`cluster.nodes.min` must be at least 1"),
         ("cluster.nodes.min=3", "`cluster.nodes.max` must be at least `cluster.nodes.min` = 3"),
         (
@@ -143,6 +171,17 @@ def test_a_mistake_is_named_with_its_fix(override: str, message: str) -> None:
     assert len(str(caught.value).splitlines()) <= 3
 
 
+@pytest.mark.parametrize("key", [key for key, hint in known_keys() if hint is float])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_no_number_may_be_infinite_or_none_at_all(key: str, value: str) -> None:
+    section, _, name = key.rpartition(".")
+    whole = Config(data=DataConfig(root="/photographs"))
+    part = getattr(whole, section)  # of all numbers one level deep
+
+    with pytest.raises(ConfigError, match=f"`{key}` must be "):
+        check(replace(whole, **{section: replace(part, **{name: float(value)})}))
+
+
 def test_a_value_that_must_be_given_is_asked_for() -> None:
     with pytest.raises(ConfigError) as caught:
         compose([])
@@ -160,6 +199,52 @@ def test_the_fix_of_an_unreadable_value_can_be_typed() -> None:
 
     assert caught.value.fix == "\"data.root='/a(b'\""
     assert compose(["data.root='/a(b'"]).data.root == "/a(b"
+
+
+@pytest.mark.parametrize(
+    ("override", "runs"),
+    [
+        ("train.seed=0,1,2", ["train.seed=0", "train.seed=1", "train.seed=2"]),
+        ("optim.base_lr=0.1,0.2", ["optim.base_lr=0.1", "optim.base_lr=0.2"]),
+        ("train.deterministic=true,false", ["train.deterministic=True", "train.deterministic=False"]),
+        (
+            "method.transport=balanced,paper_literal",
+            ["method.transport=balanced", "method.transport=paper_literal"],
+        ),
+        ("experiment=coco_univip,coco_byol", ["experiment=coco_univip", "experiment=coco_byol"]),
+        ("proposals.min_sizes=[48],[64]", ["proposals.min_sizes=[48]", "proposals.min_sizes=[64]"]),
+    ],
+)
+def test_several_values_are_a_loop_of_the_shell(override: str, runs: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([ROOT, override])
+
+    typed = f'univip() {{ echo "$3"; }}; {caught.value.fix.replace(" ...", " pipeline")}'
+    said = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == runs
+    for each in runs:
+        compose([ROOT, "method=byol", each])
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("cluster.partition=a,b", "\"cluster.partition='a,b'\"  # if it is one text with commas"),
+        ("data.split=a,b", '"data.split=[a,b]"  # a list'),
+        ("proposals.min_sizes=64,96", '"proposals.min_sizes=[64,96]"  # a list'),
+        (
+            "train.seed=range(0,3)",
+            "for seed in ...; do univip submit ... train.seed=$seed; done  # a run each",
+        ),
+    ],
+)
+def test_a_key_that_takes_a_list_or_commas_is_given_them(override: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([ROOT, override])
+
+    assert caught.value.fix == fix
+    if "..." not in fix:
+        compose([ROOT, *shlex.split(fix, comments=True)])
 
 
 def test_a_path_with_spaces_and_signs_is_a_path() -> None:

@@ -62,7 +62,8 @@ def make_run(tmp_path: Path, *overrides: str) -> tuple[Config, Path]:
     make_photographs(root)
     run_dir.mkdir()
     size = ["method=byol", "model=tiny", "views.scene_size=32", "train.threads=1", "evaluate.neighbours=3"]
-    config = compose([f"data.root={root}", "data.split=train", *size, *overrides])
+    split = [] if "data=folder" in overrides else ["data.split=train"]
+    config = compose([f"data.root={root}", *split, *size, *overrides])
     found = scan(config.data)
     store(config, RunHeader("run-00000000", RunKind.train, found.fingerprint, len(found.rows)), run_dir)
     proposals.prepare(config, run_dir)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,8 +60,8 @@ def submit(root: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     monkeypatch.setattr(submission, "start_local", lambda run_dir, request_id: 42)
 
     def submit(*overrides: str) -> int:
-        default = [f"data.root='{root}'", "data.split=small", "debug=small", "train.global_batch=4"]
-        return run(["submit", "pipeline", *default, *overrides])
+        data = [f"data.root='{root}'", *([] if "data=folder" in overrides else ["data.split=small"])]
+        return run(["submit", "pipeline", *data, "debug=small", "train.global_batch=4", *overrides])
 
     return submit
 
@@ -159,6 +161,67 @@ def test_the_fix_of_a_mistake_can_be_typed(
     one_split = ["data.split=small"] if "instances_" in what else []  # of the many bad ones beside it
 
     assert submit(*typed, *one_split, "--dry-run") == 0, capsys.readouterr().err
+
+
+def test_the_examples_of_the_help_can_be_typed(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a shell, which expands what it expands; `/data/coco` is not here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photograph(tmp_path / "photographs" / "a.png")
+    assert run(["submit", "--help"]) == 0
+    examples = re.findall(r"^ *(univip submit pipeline .*)$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len(examples) == 2
+
+    for example in examples:
+        typed = f'univip() {{ printf "%s\\n" "$@"; }}; {example.replace("/data/coco", "~/photographs")}'
+        told = subprocess.run(["bash", "-c", typed], capture_output=True, text=True, check=True).stdout
+        words = [word for word in told.splitlines() if word not in ("--wait", "data=coco")]
+
+        assert run([*words, "data=folder", "--dry-run"]) == 0, capsys.readouterr().err
+        assert f"root: {tmp_path}/photographs\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("inner", ["small", "images/small"])
+def test_a_plain_folder_has_no_splits(
+    said: Callable[[], list[str]],
+    capsys: pytest.CaptureFixture[str],
+    runs: Path,
+    tmp_path: Path,
+    inner: str,
+) -> None:
+    """Or the photographs of all splits would be trained on, those for validation too."""
+    for folder in (inner, "val"):
+        photograph(tmp_path / "my data" / folder / "a.png")
+    data = ["data=folder", f"data.root='{tmp_path}/my data'"]
+
+    assert run(["submit", "pipeline", *data, "data.split=small", "--dry-run"]) == 2
+    what, _, fix = said()
+    [typed] = shlex.split(fix.removeprefix("  fix:   "), comments=True)
+
+    assert "`data.split` must be left out with data=folder" in what
+    assert typed == f"data.root='{tmp_path}/my data/{inner}'"
+    assert run(["submit", "pipeline", "data=folder", typed, "--dry-run"]) == 0
+    assert "images     1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", ["gone", "[small,val]"])
+def test_of_a_split_that_is_no_folder_none_is_named(
+    submit: Callable[..., int], said: Callable[[], list[str]], split: str
+) -> None:
+    assert submit("data=folder", f"data.split={split}") == 2
+
+    assert said()[2] == "  fix:   leave data.split out; or data=coco, for splits that have annotations"
+
+
+def test_who_names_the_folder_of_the_photographs_is_told_the_one_above(
+    submit: Callable[..., int], said: Callable[[], list[str]], root: Path
+) -> None:
+    assert submit(f"data.root='{root}/images'") == 1
+    [typed] = shlex.split(said()[2].removeprefix("  fix:   "))
+
+    assert typed == f"data.root={root}"
+    assert submit(typed, "--dry-run") == 0
 
 
 @pytest.mark.parametrize("value", ["data.root=", "data.root=''"])

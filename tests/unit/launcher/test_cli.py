@@ -4,17 +4,22 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import PIL.Image
 import pytest
+import yaml
 
 from jobs.attempts import Attempt
+from jobs.compose import known_keys
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.unfit import failed_preflight
-from launcher.cli.main import run
+from launcher.cli.completing import overrides
+from launcher.cli.main import cli, run
 from monitoring.journal import Journal
 from univip.config import DataConfig, TrainConfig
 
@@ -56,6 +61,34 @@ def test_a_mistake_is_three_lines_and_its_exit_status(
     assert len(said.err.splitlines()) <= 3
     assert said.out == ""
     assert not runs.exists()
+
+
+def test_a_folder_of_runs_that_is_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNIVIP_RUNS", "")  # which --runs sets, and the end of the test sets back
+    (tmp_path / "file").touch()
+
+    assert run(["--runs", f"{tmp_path}/file", "status"]) == 2
+
+    assert capsys.readouterr().err.splitlines() == [
+        f"univip: --runs must be a folder, but `{tmp_path}/file` is a file.",
+        "  where: the command line",
+        "  fix:   univip --help",
+    ]
+
+
+def test_a_folder_of_runs_that_does_not_exist_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNIVIP_RUNS", "")
+    typo = tmp_path / "rnus"
+
+    assert run(["--runs", str(typo), "status"]) == 0
+    assert f"the folder of --runs does not exist: {typo}\n" in capsys.readouterr().err
+    typo.mkdir()
+    assert run(["--runs", str(typo), "status"]) == 0
+    assert "does not exist" not in capsys.readouterr().err
 
 
 def test_the_traceback_is_there_for_who_wants_it(runs: Path) -> None:
@@ -112,6 +145,32 @@ def test_a_dry_run_prints_configuration_plan_and_scripts(
     assert out.count("#!/bin/bash") == 5
     assert "#SBATCH --partition='a b'" in out
     assert not runs.exists()
+
+
+def test_a_dry_run_prints_every_key_with_its_value_and_completion_lists_them(
+    runs: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the README and the error about an unknown key say."""
+
+    def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    assert (
+        run(["submit", "train", "method=byol", "data=folder", f"data.root='{photographs}'", "--dry-run"]) == 0
+    )
+    text = capsys.readouterr().out.partition("# configuration\n")[2].partition("# plan\n")[0]
+    printed = {key for key in leaves(yaml.safe_load(text)) if not key.startswith("run.")}
+    keys = {key for key, _ in known_keys()}
+
+    assert printed == keys
+    command = cli.get_command(click.Context(cli), "submit")
+    assert command is not None
+    completed = overrides(click.Context(command), command.params[1], "")
+    assert {word.value for word in completed if word.value.endswith("=")} == {f"{key}=" for key in keys}
 
 
 def test_status_tells_every_run_in_json(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

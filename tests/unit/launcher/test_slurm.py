@@ -49,7 +49,7 @@ def test_lines_that_name_a_cluster_are_passed_over(bin_folder: Path) -> None:
     command(bin_folder, "sacct", "printf 'CLUSTER: east\\n7|CANCELLED by 0\\n\\n8|\\n'")
 
     assert queue() == {"17": JobState("RUNNING", "None"), "18": JobState("PENDING")}
-    assert accounted(["7", "8"]) == {"7": JobState("CANCELLED")}
+    assert accounted(["7", "8"], 1000) == {"7": JobState("CANCELLED")}
 
 
 def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
@@ -104,3 +104,22 @@ def test_what_slurm_said_is_passed_on(bin_folder: Path) -> None:
 
     with pytest.raises(SlurmUnavailableError, match="Unable to contact slurm controller"):
         living_jobs(["1"])
+
+
+def test_several_lines_of_slurm_become_one(bin_folder: Path) -> None:
+    lines = "scancel: error: job 7\\n\\n  scancel: error: job 8  \\n"
+    command(bin_folder, "scancel", f"printf '{lines}' >&2; exit 1")
+
+    with pytest.raises(SlurmUnavailableError) as caught:
+        cancel_jobs(["7", "8"], now=False)
+
+    assert str(caught.value).splitlines()[0] == (
+        "`scancel` must succeed, but said: scancel: error: job 7; scancel: error: job 8"
+    )
+
+
+def test_a_command_of_slurm_that_fails_without_a_word_is_told_by_its_exit_status(bin_folder: Path) -> None:
+    command(bin_folder, "squeue", "exit 3")
+
+    with pytest.raises(SlurmUnavailableError, match="but said: nothing, exit status 3"):
+        queue()

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from univip.errors import ConfigError, ImageError, UnivipError
+from univip.errors import ConfigError, ImageError, UnivipError, override
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,11 @@ def test_an_error_keeps_its_lines_through_another_process(error: UnivipError) ->
 
 def test_lines_without_content_are_left_out() -> None:
     assert str(ConfigError("what", fix="how")) == "what\n  fix:   how"
+
+
+@pytest.mark.parametrize(
+    ("value", "typed"),
+    [("/data/coco", "a=/data/coco"), (7, "a=7"), ("/my data", "\"a='/my data'\""), ("", "\"a=''\"")],
+)
+def test_an_override_is_quoted_where_it_must_be(value: object, typed: str) -> None:
+    assert override("a", value) == typed

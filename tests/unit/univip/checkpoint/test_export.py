@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,33 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         export_backbone(checkpoint, tmp_path / "out.safetensors", Names.torchvision)
 
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_output_that_cannot_be_a_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "there is none"
+    missing = tmp_path / "my weights" / "out.safetensors"
+
+    with pytest.raises(ConfigError) as none_there:
+        export_backbone(checkpoint, missing, Names.torchvision)
+    with pytest.raises(ConfigError) as a_folder:
+        export_backbone(checkpoint, tmp_path, Names.torchvision)
+
+    assert none_there.value.fix == f"mkdir -p '{missing.parent}'  # or -o with another one"
+    assert a_folder.value.fix == f"-o {tmp_path}/backbone.safetensors"
+
+
+def test_what_the_system_says_against_the_output_is_told_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(trained(Backbone.tiny), tmp_path)
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        export_backbone(checkpoint, tmp_path / "out.safetensors", Names.torchvision)
+
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints"}
