@@ -32,13 +32,14 @@ def check(config: Config, given: Collection[str] = ()) -> None:
                 where="the command line" if key in given else "its default, or a file of configs/",
                 fix=suggestion(key, config),
             )
-    if config.data.format is DataFormat.folder and "data.split" in given:
-        raise ConfigError(
-            "`data.split` must be left out with data=folder, which takes every photograph below `data.root`, "
-            f"but is {config.data.split!r}.",
-            where="the command line",
-            fix=_folder_of_split(config.data),
-        )
+    for key in ("data.split", "evaluate.split") if config.data.format is DataFormat.folder else ():
+        if key in given:
+            raise ConfigError(
+                f"`{key}` must be left out with data=folder, which takes every photograph below `data.root`, "
+                f"but is {_value(config, key)!r}.",
+                where="the command line",
+                fix=_folder_of_split(config.data) if key == "data.split" else f"leave {key} out",
+            )
 
 
 def suggestion(key: str, config: Config | None = None) -> str:

@@ -212,6 +212,8 @@ def test_of_a_split_that_is_no_folder_none_is_named(
     assert submit("data=folder", f"data.split={split}") == 2
 
     assert said()[2] == "  fix:   leave data.split out; or data=coco, for splits that have annotations"
+    assert submit("data=folder", f"evaluate.split={split}") == 2
+    assert said()[2] == "  fix:   leave evaluate.split out"
 
 
 def test_who_names_the_folder_of_the_photographs_is_told_the_one_above(
