@@ -36,8 +36,8 @@ def command(
     """Make boxes (proposals), train, evaluate, or all of it (pipeline).
 
     The same request finds the same run: it reports or resumes it, and never starts a twin, unless --fork or
-    --replace asks for a new one. Nothing is deleted. --dry-run prints every key with its value, and completion
-    lists the keys.
+    --replace asks for a new one. Nothing is deleted. --dry-run prints every key with its value, and
+    completion lists the keys.
 
     \b
     univip submit pipeline data=coco data.root=/data/coco experiment=coco_univip
