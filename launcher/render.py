@@ -186,6 +186,11 @@ def duration(seconds: float) -> str:
     raise AssertionError
 
 
+def moment(unix_s: float) -> str:
+    """Such as 2026-03-01 14:05:59, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+
+
 def _table(summaries: Sequence[Summary]) -> RenderableType:
     from rich import box
     from rich.table import Table

@@ -14,24 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempts import read_attempts
+from launcher.events import is_problem, problem_in_words
 from launcher.runs import RunState, State, read_state
 from launcher.shards import ShardProgress, Straggler, finished_shards, journals, shard_progress
 from monitoring.journal import Record, tail_records
-
-# What a person wants to hear about, and how it is told.
-_PROBLEMS = {
-    "skip": "skipped data step {data_step}: {reason} in {where}",
-    "spike": "spike at data step {data_step}: {what}",
-    "collapse": "the embeddings collapse: their spread is {embedding_std}, 1 is healthy",
-    "rollback": "rolled back to data step {target}: {reason} in {where}",
-    "restart": "new round of workers: {cause}; {message}",
-    "straggler": "rank {slowest} takes {ratio} times as long as the others",
-    "preflight": "node {host} failed its pre-flight: {what}",
-    "capsule": "bad data step {data_step} cannot be replayed: {what}",
-    "checkpoint": "checkpoint of data step {data_step} could not be written: {what}",
-    "corruption": "damaged checkpoint {checkpoint}",
-    "image_failed": "unusable image {path}: {reason}",
-}
 
 
 @dataclass
@@ -105,12 +91,18 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
     if summary.state.state is State.failed and summary.state.message:
         summary.problem = summary.state.message.splitlines()[0]
     elif problem:
-        words = _PROBLEMS[problem["kind"]].format_map(_Unknown(problem))
-        summary.problem = words.partition("\n")[0].removesuffix("; ")  # of a node that left no word
+        summary.problem = problem_in_words(problem)
     elif summary.stragglers:
         summary.problem = summary.stragglers[0].words()
     if summary.state.state is not State.running or summary.state.stage == "evaluate":
         summary.rate = summary.eta_s = None
+    return summary
+
+
+def progress_of(name: str, steps: list[Record]) -> Summary:
+    """How far a run was at the last of some `step` records that follow each other in one file."""
+    summary = Summary(name, RunState(State.running, "train", attempt=steps[-1]["attempt"]))
+    _add_training(summary, _training(steps))
     return summary
 
 
@@ -164,7 +156,7 @@ def _read_end(path: Path) -> _End:
         steps = [record for record in records if record["kind"] == "step"]
         training = _training(steps) if steps else None
     searched = [record for record in records if record["kind"] in ("proposals", "shard")]
-    return _End(training, searched, _newest([record for record in records if _is_problem(record)]))
+    return _End(training, searched, _newest([record for record in records if is_problem(record)]))
 
 
 def _training(steps: list[Record]) -> _Training:
@@ -184,10 +176,6 @@ def _newest(records: list[Record]) -> Record | None:
 
 def _time(record: Record) -> float:
     return float(record["time"])
-
-
-def _is_problem(record: Record) -> bool:
-    return record["kind"] in _PROBLEMS and record.get("outcome") != "success"
 
 
 def _add_training(summary: Summary, training: _Training) -> None:
@@ -216,10 +204,3 @@ def _rates(records: list[Record], name: str) -> Iterable[float]:
         seconds, growth = after["time"] - before["time"], after[name] - before[name]
         if seconds > 0 and growth >= 0:
             yield growth / seconds
-
-
-class _Unknown(dict[str, Any]):
-    """A record whose missing fields read as a question mark."""
-
-    def __missing__(self, key: str) -> str:
-        return "?"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def _facts(run_dir: Path) -> None:
         is_running = attempt.is_alive() and not state.is_over()
         end = "runs" if is_running else attempt.cause or "ended without a word"
         took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
-        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
+        begun = render.moment(attempt.started)
         rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))
     rows += [("unfit node", _unfit(record)) for record in [*unfit.records(run_dir)][-_NAMES:]]
     rows += _anomalies(run_dir)
@@ -114,8 +113,9 @@ def _facts(run_dir: Path) -> None:
 
 def _unfit(record: dict[str, Any]) -> str:
     """A node that failed its pre-flight or was lost."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
-    return f"{record['host']}, attempt {record['attempt']}, {at}: {record['what']}"
+    from launcher.render import moment
+
+    return f"{record['host']}, attempt {record['attempt']}, {moment(record['time'])}: {record['what']}"
 
 
 def _unusable(run_dirs: set[Path]) -> Iterator[tuple[str, str]]:
@@ -157,7 +157,8 @@ def _samples(counts: dict[str, float]) -> str:
 
 def _line(record: dict[str, Any]) -> str:
     """A journal record for people."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
+    from launcher.render import moment
+
     rank = "-" if record.get("rank") is None else record["rank"]
     envelope = ("v", "kind", "seq", "time", "attempt", "round", "rank")
     rest = " ".join(
@@ -166,7 +167,7 @@ def _line(record: dict[str, Any]) -> str:
         if name not in envelope and value is not None
     )
     place = f"{record.get('attempt')}.{record.get('round')} rank {rank}"
-    return f"{at}  {place}  {record['kind']}  {rest}"
+    return f"{moment(record['time'])}  {place}  {record['kind']}  {rest}"
 
 
 def _value(value: Any) -> str:
