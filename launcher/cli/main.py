@@ -79,7 +79,8 @@ def cli(runs: str | None, verbose: bool) -> None:
 
     RUN is a run's id, a unique beginning of it, a path, or @last.
 
-    Exit status: 0 done, 1 failed, 2 usage, 3 run not found, 4 SLURM unreachable, 5 refused, 130 interrupted.
+    Exit status: 0 done, 1 failed, 2 usage, 3 run not found, 4 SLURM is needed and does not answer, 5 refused,
+    130 interrupted.
     """
     if runs:
         os.environ[RUNS_VARIABLE] = runs
