@@ -30,7 +30,9 @@ class Summary:
         shards_done: While boxes are made.
         num_shards: All of them.
         stragglers: Shards that run far longer than the others took.
-        rate: Images per second, of the last minutes.
+        rate: Images per second, of the last minutes; None of what does not run.
+        last_rate: The same of what runs no more, when it did.
+        mean_rate: Images per second of training, over the whole run.
         eta_s: Seconds until this stage is done.
         counts: Samples so far by what became of them; see the kind `step` of the journal.
         problem: Why it failed, else the newest thing that went wrong and was survived, in words.
@@ -44,6 +46,8 @@ class Summary:
     num_shards: int | None = None
     stragglers: list[Straggler] = field(default_factory=list)
     rate: float | None = None
+    last_rate: float | None = None
+    mean_rate: float | None = None
     loss: float | None = None
     terms: dict[str, float] = field(default_factory=dict)
     eta_s: float | None = None
@@ -94,6 +98,7 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
         summary.problem = problem_in_words(problem)
     elif summary.stragglers:
         summary.problem = summary.stragglers[0].words()
+    summary.last_rate = summary.rate
     if summary.state.state is not State.running or summary.state.stage == "evaluate":
         summary.rate = summary.eta_s = None
     return summary
@@ -184,6 +189,8 @@ def _add_training(summary: Summary, training: _Training) -> None:
     summary.counts = last.get("counts", {})
     summary.loss, summary.terms = last.get("loss"), last.get("terms", {})
     summary.rate = training.images_per_s
+    if last.get("seconds"):
+        summary.mean_rate = last["images"] / last["seconds"]
     if training.steps_per_s and summary.target is not None:
         summary.eta_s = max(0, summary.target - last["data_step"]) / training.steps_per_s
 

@@ -24,7 +24,7 @@ _VERBS = {
     "doctor": "What would stop a run, and the command against it.",
     "submit": "Make boxes, train, evaluate: in the background or on SLURM.",
     "status": "Runs: state, progress, loss, ETA, last problem.",
-    "logs": "What the processes of a run printed.",
+    "logs": "Progress, events and output of a run.",
     "show": "Everything about one run.",
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
