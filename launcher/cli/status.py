@@ -62,8 +62,7 @@ def _silence_of_slurm(summaries: list[Summary]) -> str:
         # Asked just now for the state of the run, so this costs SLURM nothing.
         queue = look(run_dir.parent, jobs.ids.values(), user=run_dir.stat().st_uid)
         if queue.error:
-            return (
-                f"SLURM did not answer at {moment(queue.time)} ({queue.error.rstrip('.')}); "
-                "states are as it told before, and as files tell."
-            )
+            why = queue.error.partition("\\n")[0].rstrip(".")  # the first line of what its command said
+            at = moment(queue.time)
+            return f"SLURM did not answer at {at} ({why}); states are as it told before, and as files tell."
     return ""

@@ -363,7 +363,7 @@ def test_status_says_that_slurm_does_not_answer_where_a_run_depends_on_it(
     assert run(status) == 0
     assert capsys.readouterr().err == ""
 
-    slurm.answers("squeue", "echo no controller >&2; exit 1")
+    slurm.answers("squeue", "echo no controller >&2; echo no words >&2; exit 1")
     later(run_dir.parent, 31)
     assert run(status) == 0
 
