@@ -139,7 +139,7 @@ def _read(path: Path, start: int | None, lines: int, *, is_last: bool) -> tuple[
 
 
 def _refuse_unknown(run_dir: Path, rank: int | None, attempt: int | None, *, may_come: bool) -> None:
-    """Refuse an attempt or a rank that the run has not, and will not have.
+    """Refuse an attempt or a rank that the run has not, and will not have; before there is any, none.
 
     Raises:
         click.UsageError: With those that there are.
@@ -149,7 +149,7 @@ def _refuse_unknown(run_dir: Path, rank: int | None, attempt: int | None, *, may
     attempts = {each.number for each in read_attempts(run_dir)}
     attempts |= {int(path.name) for path in (run_dir / "attempts").glob("[0-9]*")}
     is_awaited = may_come and attempt is not None and attempt > max(attempts, default=0)
-    if attempt is not None and attempt not in attempts and not is_awaited:
+    if attempt is not None and attempts and attempt not in attempts and not is_awaited:
         raise click.UsageError(f"--attempt must be one that there is, {_named(attempts)}, but is {attempt}.")
     if rank is None or may_come:
         return
@@ -158,14 +158,12 @@ def _refuse_unknown(run_dir: Path, rank: int | None, attempt: int | None, *, may
     ranks = {int(match[1]) for path in logs if (match := _RANK_LOG.fullmatch(path.name))}
     files = (run_dir / "journal").glob(f"{number}.*-rank*.jsonl")
     ranks |= {int(match[2]) for path in files if (match := _RANK_JOURNAL.fullmatch(path.name))}
-    if rank not in ranks:
+    if ranks and rank not in ranks:
         raise click.UsageError(f"--rank must be one that there is, {_named(ranks)}, but is {rank}.")
 
 
 def _named(numbers: set[int]) -> str:
     """Such as 0 to 7, or 1, 2, 5."""
-    if not numbers:
-        return "and there is none yet"
     if len(numbers) > 2 and max(numbers) - min(numbers) == len(numbers) - 1:
         return f"{min(numbers)} to {max(numbers)}"
     return ", ".join(map(str, sorted(numbers)))
