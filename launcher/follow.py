@@ -32,14 +32,25 @@ def follow(run_dir: Path) -> bool:
     except KeyboardInterrupt:
         render.say("", "the run goes on.", what_next(run_dir, "status --watch", "logs RUN -f", "cancel RUN"))
         raise
-    request = Request.load(run_dir)
-    if state.state is State.done or (request and not request.remaining(run_dir.parent)):
+    if _is_done(run_dir, state):
         return True
-    why = ": ".join(filter(None, [state.cause, state.message]))
-    render.say(f"{state.state} in {state.stage}: {why or 'without a word'}")
+    render.say(ending(run_dir, state))
     render.say(*_last_words(run_dir, state))
     render.say(what_next(run_dir, "logs RUN", "show RUN", "resume RUN"))
     return False
+
+
+def ending(run_dir: Path, state: RunState) -> str:
+    """How a run that is over has ended, in one line or, with what to do about it, in three."""
+    if _is_done(run_dir, state):
+        return render.progress_line(summarise(run_dir, state))
+    why = ": ".join(filter(None, [state.cause, state.message]))
+    return f"{state.state} in {state.stage}: {why or 'without a word'}"
+
+
+def _is_done(run_dir: Path, state: RunState) -> bool:
+    request = Request.load(run_dir)
+    return state.state is State.done or bool(request and not request.remaining(run_dir.parent))
 
 
 def _last_words(run_dir: Path, state: RunState) -> list[str]:

@@ -6,6 +6,7 @@ Data goes to stdout and talk to stderr; without a terminal there is no colour, n
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from launcher.runs import State
 from launcher.summary import Summary
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, JustifyMethod, RenderableType
     from rich.live import Live
+    from rich.table import Table
 
 _COLOURS = {
     State.queued: "yellow",
@@ -27,6 +29,13 @@ _COLOURS = {
     State.stopped: "yellow",
 }
 _BAR_CELLS = 12
+# Of the table of runs, what is left out first where a terminal is narrow; `finish` is the time behind an ETA.
+_SPARE = ("bar", "attempt", "finish", "images/s", "loss", "ETA")
+_HIDDEN_FOR_PROBLEMS = 2  # of them, before the last problems go below the table
+_PROBLEM_CELLS = 30  # a narrower column is hard to read
+_GAP_CELLS = 3  # between two columns
+_STATE_CELLS = 14  # of a state, before it wraps
+_WEEK_S = 6 * 86_400.0  # in which the name of a day is enough
 _PLAIN_EVERY_S = 5.0
 _WIDE_COLUMNS = 240
 
@@ -39,7 +48,8 @@ def say(*lines: str) -> None:
 
 def status_table(summaries: Sequence[Summary]) -> None:
     """One line per run, to stdout."""
-    _console().print(_table(summaries))
+    console = _console()
+    _print(console, _status(summaries, console))
 
 
 @contextmanager
@@ -51,21 +61,25 @@ def live_status() -> Iterator[Live]:
         yield live
 
 
-def show(live: Live, summaries: Sequence[Summary]) -> None:
-    """Draw the table of `live_status`."""
-    live.update(_table(summaries), refresh=True)
+def show(live: Live, summaries: Sequence[Summary], note: str = "") -> None:
+    """Draw the table of `live_status`, and a line below it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    live.update(Group(_status(summaries, live.console), *([Text(note)] if note else [])), refresh=True)
 
 
 def fact_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Names and values, to stdout."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
-    _console().print(table)
+        table.add_row(name, Text(value))
+    _print(_console(), table, title=title)
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -73,12 +87,12 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     from rich import box
     from rich.table import Table
 
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, head in enumerate(heads):
         drawn.add_column(head, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         drawn.add_row(*row)
-    _console().print(drawn)
+    _print(_console(), drawn, title=title)
 
 
 class Progress:
@@ -186,44 +200,105 @@ def duration(seconds: float) -> str:
     raise AssertionError
 
 
-def _table(summaries: Sequence[Summary]) -> RenderableType:
+def moment(unix_s: float) -> str:
+    """Such as 2026-03-01 14:05:59, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+
+
+def _status(summaries: Sequence[Summary], console: Console) -> RenderableType:
+    """As much of the table as the terminal is wide for.
+
+    The run, its state, its progress and its last problem are always there: other columns go first, and where
+    a column is too narrow for problems they stand below the table.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    if not summaries:
+        return Text("no run yet")
+    problems = [(summary.id, summary.problem) for summary in summaries if summary.problem]
+    longest = max((len(problem) for _, problem in problems), default=0)
+    beside = _GAP_CELLS + min(_PROBLEM_CELLS, longest) if problems else 0
+    shorter = [_SPARE[:count] for count in range(len(_SPARE) + 1)]
+    for hidden in shorter[: _HIDDEN_FOR_PROBLEMS + 1]:
+        if _width(summaries, hidden) + beside <= console.width:
+            return _table(summaries, hidden, has_problems=bool(problems))
+    fitting = (hidden for hidden in shorter if _width(summaries, hidden) <= console.width)
+    below = [Text(f"! {name}: {problem}", overflow="fold") for name, problem in problems]
+    return Group(_table(summaries, next(fitting, _SPARE)), *below)
+
+
+def _width(summaries: Sequence[Summary], hidden: Sequence[str]) -> int:
+    """What the table takes without problems; a long state may wrap."""
+    rows = [_cells(summary, hidden) for summary in summaries]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    words = [word for row in rows for word in row["state"].split()]
+    widths["state"] = min(widths["state"], max(_STATE_CELLS, *map(len, words)))
+    return sum(widths.values()) + _GAP_CELLS * (len(widths) - 1)
+
+
+def _table(summaries: Sequence[Summary], hidden: Sequence[str], *, has_problems: bool = False) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("run", "state", "progress"):
-        table.add_column(name, no_wrap=True)
-    for name in ("images/s", "loss", "ETA", "attempt"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("last problem", overflow="fold")
-    for summary in summaries:
-        state = summary.state
-        word = " ".join(part for part in (str(state.state), state.stage, state.cause) if part)
-        progress = ""
-        if summary.done is not None and summary.target:
-            progress = f"{_bar(summary.done, summary.target)} {summary.done}/{summary.target}"
-        finish = ""
-        if summary.eta_s is not None:
-            at = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + summary.eta_s))
-            finish = f"{duration(summary.eta_s)} ({at})"
+    rows = [_cells(summary, hidden) for summary in summaries]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in rows[0]:
+        side: JustifyMethod = "left" if name in ("run", "state", "progress") else "right"
+        table.add_column(name, justify=side, overflow="fold", no_wrap=name != "state")
+    if has_problems:
+        table.add_column("last problem", overflow="fold")
+    for summary, row in zip(summaries, rows, strict=True):
         # Text, not markup: names and messages come from files.
-        table.add_row(
-            Text(summary.id),
-            Text(word, style=_COLOURS[state.state]),
-            progress,
-            "" if summary.rate is None else f"{summary.rate:.1f}",
-            "" if summary.loss is None else f"{summary.loss:.4f}",
-            finish,
-            str(state.attempt or ""),
-            Text(summary.problem),
-        )
+        cells = {name: Text(text) for name, text in row.items()}
+        cells["state"].stylize(_COLOURS[summary.state.state])
+        table.add_row(*cells.values(), *([Text(summary.problem)] if has_problems else []))
     return table
+
+
+def _cells(summary: Summary, hidden: Sequence[str]) -> dict[str, str]:
+    """A run by the heads of the columns."""
+    state = summary.state
+    progress = finish = ""
+    if summary.done is not None and summary.target:
+        bar = "" if "bar" in hidden else f"{_bar(summary.done, summary.target)} "
+        progress = f"{bar}{summary.done}/{summary.target}"
+    if summary.eta_s is not None:
+        day = "%a" if summary.eta_s < _WEEK_S else "%d %b"
+        at = time.strftime(f"{day} %H:%M", time.localtime(time.time() + summary.eta_s))
+        finish = duration(summary.eta_s) + ("" if "finish" in hidden else f" ({at})")
+    cells = {
+        "run": summary.id,
+        "state": " ".join(part for part in (str(state.state), state.stage, state.cause) if part),
+        "progress": progress,
+        "images/s": "" if summary.rate is None else f"{summary.rate:.1f}",
+        "loss": "" if summary.loss is None else f"{summary.loss:.4f}",
+        "ETA": finish,
+        "attempt": str(state.attempt or ""),
+    }
+    return {name: text for name, text in cells.items() if name not in hidden}
 
 
 def _bar(done: int, target: int) -> str:
     filled = min(_BAR_CELLS, _BAR_CELLS * done // target)
     return "━" * filled + "·" * (_BAR_CELLS - filled)
+
+
+def _print(console: Console, drawn: RenderableType, *, title: str = "") -> None:
+    """To stdout; in a file or a pipe no line ends in blanks, and none is empty at the top or the end."""
+    with console.capture() as captured:
+        if (
+            title
+        ):  # not rich's, which breaks words where a table ends: the name of a run is to be copied whole
+            whole = textwrap.fill(title, console.width, break_long_words=False, break_on_hyphens=False)
+            console.print(whole, style="italic", markup=False, highlight=False, soft_wrap=True)
+        console.print(drawn)
+    text = captured.get()
+    if not console.is_terminal:
+        lines = [line.rstrip() for line in text.splitlines()]
+        text = "\n".join(lines).strip("\n") + "\n"
+    sys.stdout.write(text)
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -14,24 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempts import read_attempts
+from launcher.events import is_problem, problem_in_words
 from launcher.runs import RunState, State, read_state
 from launcher.shards import ShardProgress, Straggler, finished_shards, journals, shard_progress
 from monitoring.journal import Record, tail_records
-
-# What a person wants to hear about, and how it is told.
-_PROBLEMS = {
-    "skip": "skipped data step {data_step}: {reason} in {where}",
-    "spike": "spike at data step {data_step}: {what}",
-    "collapse": "the embeddings collapse: their spread is {embedding_std}, 1 is healthy",
-    "rollback": "rolled back to data step {target}: {reason} in {where}",
-    "restart": "new round of workers: {cause}; {message}",
-    "straggler": "rank {slowest} takes {ratio} times as long as the others",
-    "preflight": "node {host} failed its pre-flight: {what}",
-    "capsule": "bad data step {data_step} cannot be replayed: {what}",
-    "checkpoint": "checkpoint of data step {data_step} could not be written: {what}",
-    "corruption": "damaged checkpoint {checkpoint}",
-    "image_failed": "unusable image {path}: {reason}",
-}
 
 
 @dataclass
@@ -44,7 +30,9 @@ class Summary:
         shards_done: While boxes are made.
         num_shards: All of them.
         stragglers: Shards that run far longer than the others took.
-        rate: Images per second, of the last minutes.
+        rate: Images per second, of the last minutes; None of what does not run.
+        last_rate: The same of what runs no more, when it did.
+        mean_rate: Images per second of training, over the whole run.
         eta_s: Seconds until this stage is done.
         counts: Samples so far by what became of them; see the kind `step` of the journal.
         problem: Why it failed, else the newest thing that went wrong and was survived, in words.
@@ -58,6 +46,8 @@ class Summary:
     num_shards: int | None = None
     stragglers: list[Straggler] = field(default_factory=list)
     rate: float | None = None
+    last_rate: float | None = None
+    mean_rate: float | None = None
     loss: float | None = None
     terms: dict[str, float] = field(default_factory=dict)
     eta_s: float | None = None
@@ -105,12 +95,19 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
     if summary.state.state is State.failed and summary.state.message:
         summary.problem = summary.state.message.splitlines()[0]
     elif problem:
-        words = _PROBLEMS[problem["kind"]].format_map(_Unknown(problem))
-        summary.problem = words.partition("\n")[0].removesuffix("; ")  # of a node that left no word
+        summary.problem = problem_in_words(problem)
     elif summary.stragglers:
         summary.problem = summary.stragglers[0].words()
+    summary.last_rate = summary.rate
     if summary.state.state is not State.running or summary.state.stage == "evaluate":
         summary.rate = summary.eta_s = None
+    return summary
+
+
+def progress_of(name: str, steps: list[Record]) -> Summary:
+    """How far a run was at the last of some `step` records that follow each other in one file."""
+    summary = Summary(name, RunState(State.running, "train", attempt=steps[-1]["attempt"]))
+    _add_training(summary, _training(steps))
     return summary
 
 
@@ -164,7 +161,7 @@ def _read_end(path: Path) -> _End:
         steps = [record for record in records if record["kind"] == "step"]
         training = _training(steps) if steps else None
     searched = [record for record in records if record["kind"] in ("proposals", "shard")]
-    return _End(training, searched, _newest([record for record in records if _is_problem(record)]))
+    return _End(training, searched, _newest([record for record in records if is_problem(record)]))
 
 
 def _training(steps: list[Record]) -> _Training:
@@ -186,16 +183,14 @@ def _time(record: Record) -> float:
     return float(record["time"])
 
 
-def _is_problem(record: Record) -> bool:
-    return record["kind"] in _PROBLEMS and record.get("outcome") != "success"
-
-
 def _add_training(summary: Summary, training: _Training) -> None:
     last = training.last
     summary.done, summary.target = last["data_step"], last.get("target")
     summary.counts = last.get("counts", {})
     summary.loss, summary.terms = last.get("loss"), last.get("terms", {})
     summary.rate = training.images_per_s
+    if last.get("seconds"):
+        summary.mean_rate = last["images"] / last["seconds"]
     if training.steps_per_s and summary.target is not None:
         summary.eta_s = max(0, summary.target - last["data_step"]) / training.steps_per_s
 
@@ -216,10 +211,3 @@ def _rates(records: list[Record], name: str) -> Iterable[float]:
         seconds, growth = after["time"] - before["time"], after[name] - before[name]
         if seconds > 0 and growth >= 0:
             yield growth / seconds
-
-
-class _Unknown(dict[str, Any]):
-    """A record whose missing fields read as a question mark."""
-
-    def __missing__(self, key: str) -> str:
-        return "?"

@@ -24,7 +24,7 @@ _VERBS = {
     "doctor": "What would stop a run, and the command against it.",
     "submit": "Make boxes, train, evaluate: in the background or on SLURM.",
     "status": "Runs: state, progress, loss, ETA, last problem.",
-    "logs": "What the processes of a run printed.",
+    "logs": "Progress, events and output of a run.",
     "show": "Everything about one run.",
     "resume": "Go on with a run that stopped.",
     "cancel": "Save the state and stop a run.",
@@ -86,7 +86,8 @@ def cli(ctx: click.Context, runs: str | None, verbose: bool) -> None:
 
     RUN is a run's id, a unique beginning of it, a path, or @last.
 
-    Exit status: 0 done, 1 failed, 2 usage, 3 run not found, 4 SLURM unreachable, 5 refused, 130 interrupted.
+    Exit status: 0 done, 1 failed, 2 usage, 3 run not found, 4 SLURM is needed and does not answer, 5 refused,
+    130 interrupted.
     """
     if not runs:
         return

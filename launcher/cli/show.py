@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher.cli import completing
+
+if TYPE_CHECKING:
+    from jobs.attempts import Attempt
 
 _NAMES = 10  # of unusable photographs, of stragglers, and of unfit nodes
 _ATTEMPTS = 20  # the newest, and as many others that did not end well
@@ -66,6 +68,7 @@ def _facts(run_dir: Path) -> None:
     from jobs.outcomes import ExitCode, read_json
     from jobs.requests import Request
     from launcher import render
+    from launcher.runs import State
     from launcher.summary import summarise
 
     summary = summarise(run_dir)
@@ -79,6 +82,10 @@ def _facts(run_dir: Path) -> None:
         rows.append(("begun beside", origin))
     if summary.done is not None:
         rows.append(("progress", render.progress_line(summary)))
+    last_rate = summary.last_rate if summary.rate is None else None  # which is told with the progress
+    rates = [(last_rate, "in its last minutes"), (summary.mean_rate, "over all its steps")]
+    if known := [f"{rate:.1f} images/s {when}" for rate, when in rates if rate is not None]:
+        rows.append(("throughput", ", ".join(known)))
     rows += [("straggler", each.words()) for each in summary.stragglers[:_NAMES]]
     if state.message:
         rows.append(("why", state.message))
@@ -89,8 +96,9 @@ def _facts(run_dir: Path) -> None:
         rows.append(("samples", _samples(summary.counts)))
     requests = [each for each in (request, request and request.unfinished) if each]
     for stage in [stage for each in requests for stage in each.stages]:
-        is_done = "done" if stage.is_done(run_dir.parent) else "to do"
-        rows.append(("stage", f"{stage.kind} of {stage.run}: {is_done}"))
+        is_now = state.state is State.running and stage.kind == state.stage
+        word = "done" if stage.is_done(run_dir.parent) else "running" if is_now else "to do"
+        rows.append(("stage", f"{stage.kind} of {stage.run}: {word}"))
     attempts = read_attempts(run_dir)
     # Of an array: what did not end well, and the newest.
     told = [each for each in attempts[:-_ATTEMPTS] if each.exit_code != ExitCode.DONE][-_ATTEMPTS:]
@@ -98,12 +106,7 @@ def _facts(run_dir: Path) -> None:
     if len(told) < len(attempts):
         rows.append(("attempts", f"{len(attempts):,}; {len(attempts) - len(told):,} are not shown"))
     for attempt in told:
-        # Of an owner on another host only the state of the run tells.
-        is_running = attempt.is_alive() and not state.is_over()
-        end = "runs" if is_running else attempt.cause or "ended without a word"
-        took = f", {render.duration(attempt.ended - attempt.started)}" if attempt.ended else ""
-        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.started))
-        rows.append((f"attempt {attempt.number}", f"{attempt.stage} on {attempt.host}, {begun}{took}: {end}"))
+        rows.append((f"attempt {attempt.number}", _attempt(run_dir, attempt, is_over=state.is_over())))
     rows += [("unfit node", _unfit(record)) for record in [*unfit.records(run_dir)][-_NAMES:]]
     rows += _anomalies(run_dir)
     results = read_json(run_dir / "results" / "evaluate.json")
@@ -112,10 +115,28 @@ def _facts(run_dir: Path) -> None:
     render.fact_table(run_dir.name, rows)
 
 
+def _attempt(run_dir: Path, attempt: Attempt, *, is_over: bool) -> str:
+    """What, where, when, and how it ended."""
+    from launcher.render import duration, moment
+    from launcher.workers import newest_round
+
+    workers = newest_round(run_dir, attempt.number)
+    words = f"{attempt.stage} on {', '.join(workers.hosts) if workers else attempt.host}"
+    if workers:
+        words += f" ({workers.count} worker{'s' if workers.count > 1 else ''})"
+    if attempt.slurm_job_id:
+        words += f", SLURM job {attempt.slurm_job_id}"
+    took = f", {duration(attempt.ended - attempt.started)}" if attempt.ended else ""
+    # Of an owner on another host only the state of the run tells.
+    end = "running" if attempt.is_alive() and not is_over else attempt.cause or "ended without a word"
+    return f"{words}, {moment(attempt.started)}{took}: {end}"
+
+
 def _unfit(record: dict[str, Any]) -> str:
     """A node that failed its pre-flight or was lost."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
-    return f"{record['host']}, attempt {record['attempt']}, {at}: {record['what']}"
+    from launcher.render import moment
+
+    return f"{record['host']}, attempt {record['attempt']}, {moment(record['time'])}: {record['what']}"
 
 
 def _unusable(run_dirs: set[Path]) -> Iterator[tuple[str, str]]:
@@ -157,7 +178,8 @@ def _samples(counts: dict[str, float]) -> str:
 
 def _line(record: dict[str, Any]) -> str:
     """A journal record for people."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record["time"]))
+    from launcher.render import moment
+
     rank = "-" if record.get("rank") is None else record["rank"]
     envelope = ("v", "kind", "seq", "time", "attempt", "round", "rank")
     rest = " ".join(
@@ -166,7 +188,7 @@ def _line(record: dict[str, Any]) -> str:
         if name not in envelope and value is not None
     )
     place = f"{record.get('attempt')}.{record.get('round')} rank {rank}"
-    return f"{at}  {place}  {record['kind']}  {rest}"
+    return f"{moment(record['time'])}  {place}  {record['kind']}  {rest}"
 
 
 def _value(value: Any) -> str:

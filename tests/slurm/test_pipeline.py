@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from itertools import pairwise
@@ -58,7 +59,9 @@ def test_a_pipeline_runs_to_the_end_and_every_command_tells_how_far_it_is(
     assert ("running", "train") in seen
     stages = [STAGES.index(stage) for _, stage in seen]
     assert all(before <= after for before, after in pairwise(stages)), seen
-    assert f"{name}/submitit/" in said
+    assert f"{name}/journal" in said
+    assert " images/s  loss " in said
+    assert re.search(r"  done  .* steps  loss ", said.splitlines()[-1]), said
     assert "Traceback" not in said
     # However many look how often: one call in 30 s, beside those of submitting.
     calls = [float(line) for line in (tmp_path / "calls").read_text(encoding="utf-8").split()]

@@ -431,7 +431,7 @@ def test_logs_of_nothing_say_so(submit: Callable[..., int], capsys: pytest.Captu
 
     assert run(["logs", "@last", "--rank", "3"]) == 0
 
-    assert capsys.readouterr().err.endswith("nothing was printed by rank 3 yet\n")
+    assert capsys.readouterr().err.endswith("nothing was recorded or printed by rank 3 yet\n")
 
 
 def test_the_coco_recipe_on_slurm_is_what_the_paper_says(

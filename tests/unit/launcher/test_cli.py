@@ -4,7 +4,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,54 +184,6 @@ def test_runs_are_looked_for_where_the_option_says(run_dir: Path, capsys: pytest
     assert run(["--runs", str(run_dir.parent), "status", "--json"]) == 0
 
     assert "univip-1" in capsys.readouterr().out
-
-
-def test_logs_show_every_process_and_can_be_narrowed(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run_dir / "logs").mkdir()
-    (run_dir / "logs" / "train.log").write_text("one\ntwo\nthree\n")
-    ranks = run_dir / "attempts" / "0001" / "round-00"
-    ranks.mkdir(parents=True)
-    for rank in range(2):
-        (ranks / f"rank-{rank}.log").write_text(f"I am {rank}\n")
-
-    run(["logs", "@last", "-n", "2"])
-    everything = capsys.readouterr().out
-    run(["logs", "@last", "--rank", "1"])
-    narrowed = capsys.readouterr().out
-    later = run_dir / "attempts" / "0002" / "round-00"
-    later.mkdir(parents=True)
-    (later / "rank-1.log").write_text("I am the second\n")
-    run(["logs", "@last", "--attempt", "2"])
-    assert capsys.readouterr().out == "==> univip-1/attempts/0002/round-00/rank-1.log <==\nI am the second\n"
-    run(["logs", "@last", "--attempt", "2", "--rank", "0"])
-    assert capsys.readouterr().err == "nothing was printed by rank 0 in attempt 2 yet\n"
-
-    assert "==> univip-1/logs/train.log <==\ntwo\nthree\n" in everything
-    assert "I am 0" in everything
-    assert narrowed == "==> univip-1/attempts/0001/round-00/rank-1.log <==\nI am 1\n"
-
-
-def test_logs_follow_until_the_run_is_over(run_dir: Path, own: Callable[..., None]) -> None:
-    owner = subprocess.Popen(["sleep", "60"])
-    own(run_dir, owner.pid)
-    (run_dir / "logs").mkdir()
-    log = run_dir / "logs" / "train.log"
-    log.write_text("before\n")
-    command = [sys.executable, "-m", "launcher.cli.main", "logs", "@last", "-f"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
-        assert follower.stdout is not None
-        said = [follower.stdout.readline() for _ in range(2)]
-
-        with log.open("a") as file:
-            file.write("after\n")
-        said.append(follower.stdout.readline())
-        owner.kill()
-        owner.wait()
-
-        assert follower.wait(20) == 0
-    assert said[1:] == ["before\n", "after\n"]
 
 
 def test_show_prints_configuration_and_journal(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import read_json, write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher import queue as queue_module
+from launcher.cli.main import run
 from launcher.queue import ask_anew, look
 from launcher.runs import RunState, State, read_state
 from launcher.slurm import JobState
@@ -356,3 +358,43 @@ def test_where_slurm_never_answered_a_run_is_what_its_files_say(slurm: Slurm, ru
     attempt(run_dir.parent / "proposals-1", "shard:0", "6_0")
 
     assert read_state(run_dir).state is State.running
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=str)
+def test_status_says_that_slurm_does_not_answer_where_a_run_depends_on_it(
+    slurm: Slurm,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    status = ["--runs", str(run_dir.parent), "status", *options]
+    monkeypatch.setenv("UNIVIP_RUNS", "")
+    slurm.says(squeue="6|RUNNING|None\n7|PENDING|Dependency\n8|PENDING|Dependency\n")
+    assert run(status) == 0
+    assert capsys.readouterr().err == ""
+
+    slurm.answers("squeue", "echo no controller >&2; echo no words >&2; exit 1")
+    later(run_dir.parent, 31)
+    assert run(status) == 0
+
+    [line] = capsys.readouterr().err.splitlines()
+    words = (
+        r"SLURM did not answer at [-0-9]+ [:0-9]+ \(.+\); states are as it told before, and as files tell\."
+    )
+    assert re.fullmatch(words, line)
+    assert slurm.calls() == ["squeue"]  # the line costs no call of its own
+
+
+def test_status_says_nothing_of_slurm_where_all_runs_are_over(
+    slurm: Slurm, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNIVIP_RUNS", "")
+    slurm.says(squeue="6|FAILED|None\n7|PENDING|DependencyNeverSatisfied\n8|PENDING|Dependency\n")
+    assert read_state(run_dir).is_over()
+    slurm.answers("squeue", "echo no controller >&2; exit 1")
+    later(run_dir.parent, 31)
+
+    assert run(["--runs", str(run_dir.parent), "status"]) == 0
+
+    assert capsys.readouterr().err == ""
