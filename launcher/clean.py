@@ -22,8 +22,9 @@ from jobs.requests import Request
 from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.freeze import FOLDER as CODE_FOLDER
 from launcher.freeze import frozen
-from launcher.runs import SubmittedJobs, all_runs, is_foreign, read_state, refuse_foreign
+from launcher.runs import SubmittedJobs, all_runs, is_foreign, refuse_foreign
 from launcher.slurm import living_jobs
+from launcher.states import read_state
 from launcher.submission import lock
 from univip.checkpoint import layout
 

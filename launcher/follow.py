@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jobs.requests import Request
 from launcher import render
-from launcher.runs import RunState, State, read_state, what_next
+from launcher.runs import what_next
+from launcher.states import RunState, State, read_state
 from launcher.summary import summarise
 
 _POLL_S = 0.5

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launcher.runs import State
+from launcher.states import State
 from launcher.summary import Summary
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 
 from jobs.attempts import read_attempts
 from launcher.events import is_problem, problem_in_words
-from launcher.runs import RunState, State, read_state
 from launcher.shards import ShardProgress, Straggler, finished_shards, journals, shard_progress
+from launcher.states import RunState, State, read_state
 from monitoring.journal import Record, tail_records
 
 

@@ -18,9 +18,10 @@ from jobs import unfit
 from jobs.attempts import read_attempts
 from jobs.outcomes import Cause, ExitCode
 from jobs.requests import Request
-from launcher.runs import JOBS_FILE, RunState, State, SubmittedJobs, is_foreign, read_state
+from launcher.runs import JOBS_FILE, SubmittedJobs, is_foreign
 from launcher.shards import finished_shards
 from launcher.slurm import ask
+from launcher.states import RunState, State, read_state
 from univip.checkpoint import layout
 from univip.errors import UnivipError
 from univip.resilience.ledger import Ledger

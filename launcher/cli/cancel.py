@@ -13,16 +13,8 @@ import click
 from jobs.requests import CANCELLED_FILE
 from launcher.cli import completing
 from launcher.errors import RefusedError
-from launcher.runs import (
-    Owner,
-    State,
-    SubmittedJobs,
-    all_runs,
-    find_run,
-    read_state,
-    refuse_foreign,
-    what_next,
-)
+from launcher.runs import Owner, SubmittedJobs, all_runs, find_run, refuse_foreign, what_next
+from launcher.states import State, read_state
 from univip.errors import UnivipError
 
 

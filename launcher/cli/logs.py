@@ -46,7 +46,8 @@ def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines
     from launcher.follow import ending
     from launcher.journal_lines import JournalLines
     from launcher.render import moment, say
-    from launcher.runs import State, find_run, read_state, what_next
+    from launcher.runs import find_run, what_next
+    from launcher.states import State, read_state
 
     run_dir = find_run(run)
     journals: dict[Path, JournalLines] = {}

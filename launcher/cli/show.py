@@ -68,7 +68,7 @@ def _facts(run_dir: Path) -> None:
     from jobs.outcomes import ExitCode, read_json
     from jobs.requests import Request
     from launcher import render
-    from launcher.runs import State
+    from launcher.states import State
     from launcher.summary import summarise
 
     summary = summarise(run_dir)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from launcher.runs import State, read_state
+from launcher.states import State, read_state
 
 if TYPE_CHECKING:
     from conftest import Cluster

@@ -14,7 +14,7 @@ from jobs.attempts import attempt
 from jobs.config import Config, load_header
 from launcher.errors import RefusedError
 from launcher.plan import make_plan, plan_again
-from launcher.runs import State, read_state
+from launcher.states import State, read_state
 from launcher.submission import submit
 
 

@@ -14,7 +14,8 @@ from jobs.config import Config
 from jobs.outcomes import read_json
 from launcher import submission
 from launcher.plan import make_plan, plan_again
-from launcher.runs import JOBS_FILE, State, SubmittedJobs, read_state
+from launcher.runs import JOBS_FILE, SubmittedJobs
+from launcher.states import State, read_state
 from launcher.submission import submit
 from launcher.supervise import decide
 from univip.errors import UnivipError

@@ -12,7 +12,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from launcher.runs import Owner, State, read_state
+from launcher.runs import Owner
+from launcher.states import State, read_state
 
 ROOT = Path(__file__).resolve().parents[3]
 UNIVIP = [sys.executable, "-m", "launcher.cli.main"]

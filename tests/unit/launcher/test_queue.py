@@ -16,8 +16,8 @@ from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher import queue as queue_module
 from launcher.cli.main import run
 from launcher.queue import ask_anew, look
-from launcher.runs import RunState, State, read_state
 from launcher.slurm import JobState
+from launcher.states import RunState, State, read_state
 from univip.config import DataConfig
 
 

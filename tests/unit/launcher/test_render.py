@@ -7,7 +7,7 @@ import pytest
 import rich.console
 
 from launcher import render
-from launcher.runs import RunState, State
+from launcher.states import RunState, State
 from launcher.summary import Summary
 
 SUMMARY = Summary(

@@ -12,7 +12,8 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
 from launcher.errors import RefusedError, RunNotFoundError
-from launcher.runs import State, all_runs, find_run, read_state
+from launcher.runs import all_runs, find_run
+from launcher.states import State, read_state
 from univip.config import DataConfig
 
 OTHER = 12345  # a user

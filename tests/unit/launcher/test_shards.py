@@ -15,8 +15,8 @@ from jobs.attempts import Attempt, read_attempts, start_ticks
 from jobs.outcomes import write_json
 from launcher import summary
 from launcher.cli.main import run
-from launcher.runs import RunState, State
 from launcher.shards import Straggler
+from launcher.states import RunState, State
 from launcher.summary import summarise
 from monitoring.journal import Record
 

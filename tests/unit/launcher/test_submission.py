@@ -15,7 +15,7 @@ from jobs.config import Config, load
 from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.follow import follow
 from launcher.plan import make_plan, plan_again
-from launcher.runs import State, read_state
+from launcher.states import State, read_state
 from launcher.submission import submit
 from univip.checkpoint import layout
 from univip.config import MethodConfig

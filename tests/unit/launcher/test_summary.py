@@ -7,7 +7,7 @@ import pytest
 
 from jobs.outcomes import write_json
 from launcher import summary as module
-from launcher.runs import RunState, State
+from launcher.states import RunState, State
 from launcher.summary import Summary, summarise
 from monitoring.journal import Record
 

@@ -14,7 +14,7 @@ from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
 from jobs.unfit import failed_preflight
-from launcher.runs import State, read_state
+from launcher.states import State, read_state
 from launcher.supervise import Decision, decide, round_of
 from univip.checkpoint import layout
 from univip.config import DataConfig
