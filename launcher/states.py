@@ -204,7 +204,7 @@ def _ended_in_slurm(
         if last is None:
             error = UnivipError(
                 f"job {job_id} must begin its work, but has failed before it could leave a word.",
-                where=f"scontrol show job {job_id}  # names its node",
+                where=f"univip logs {stage.run}; scontrol show job {job_id}  # names its node",
                 fix="univip doctor cluster=slurm --deep  # does a node see the folder of the runs?",
             )
             message = str(error)

@@ -62,7 +62,7 @@ def _silence_of_slurm(summaries: list[Summary]) -> str:
         # Asked just now for the state of the run, so this costs SLURM nothing.
         queue = look(run_dir.parent, jobs.ids.values(), user=run_dir.stat().st_uid)
         if queue.error:
-            why = queue.error.partition("\\n")[0].rstrip(".")  # the first line of what its command said
+            why = queue.error.partition("; ")[0].rstrip(".")  # the first of what its command said
             at = moment(queue.time)
             return f"SLURM did not answer at {at} ({why}); states are as it told before, and as files tell."
     return ""
