@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempts import read_attempts
+from jobs.outcomes import read_json
 from launcher.events import is_problem, problem_in_words
 from launcher.shards import ShardProgress, Straggler, finished_shards, journals, shard_progress
 from launcher.states import RunState, State, read_state
@@ -35,6 +36,7 @@ class Summary:
         mean_rate: Images per second of training, over the whole run.
         eta_s: Seconds until this stage is done.
         counts: Samples so far by what became of them; see the kind `step` of the journal.
+        results: What an evaluation has found of the trained network, by metric; empty before the first.
         problem: Why it failed, else the newest thing that went wrong and was survived, in words.
     """
 
@@ -52,6 +54,7 @@ class Summary:
     terms: dict[str, float] = field(default_factory=dict)
     eta_s: float | None = None
     counts: dict[str, float] = field(default_factory=dict)
+    results: dict[str, float] = field(default_factory=dict)
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class Summary:
             "terms": self.terms,
             "eta_s": self.eta_s,
             "counts": self.counts,
+            "results": self.results,
             "problem": self.problem,
         }
 
@@ -91,6 +95,7 @@ def summarise(run_dir: Path, state: RunState | None = None) -> Summary:
     else:
         searched = sorted((record for end in ends for record in end.searched), key=_time)
         _add_proposals(summary, shard_progress(run_dir, finished, searched, read_attempts(run_dir)))
+    summary.results = (read_json(run_dir / "results" / "evaluate.json") or {}).get("trained", {})
     problem = _newest([end.problem for end in ends if end.problem])
     if summary.state.state is State.failed and summary.state.message:
         summary.problem = summary.state.message.splitlines()[0]

@@ -180,6 +180,17 @@ def test_status_tells_every_run_in_json(run_dir: Path, capsys: pytest.CaptureFix
     assert (told["run"], told["state"], told["stage"]) == ("univip-1", "stopped", "prepare")
 
 
+def test_status_in_json_has_what_an_evaluation_found(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "results").mkdir()
+    write_json(run_dir / "results" / "evaluate.json", {"protocol": "knn", "trained": {"top1": 0.5}})
+
+    assert run(["status", "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["results"] == {"top1": 0.5}
+
+
 def test_runs_are_looked_for_where_the_option_says(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--runs", str(run_dir.parent), "status", "--json"]) == 0
 
