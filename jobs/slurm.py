@@ -24,14 +24,17 @@ _WARNS_EARLY_S = 90.0
 _ON_NODES = frozenset(
     {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING"}
 )
-# Words of `sacct` -> why an execution ended that left no word itself.
-_CAUSES = {
+# How SLURM ended a job -> why, where no process could say so itself.
+CAUSES = {
     "TIMEOUT": Cause.TIME_LIMIT,
     "DEADLINE": Cause.TIME_LIMIT,
     "NODE_FAIL": Cause.NODE_FAILURE,
     "BOOT_FAIL": Cause.NODE_FAILURE,
     "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
     "PREEMPTED": Cause.PREEMPTION,
+}
+# The same of one execution, which `sacct` knows.
+_CAUSES = CAUSES | {
     "REQUEUED": Cause.STOPPED,
     "CANCELLED": Cause.CANCELLED,
     "FAILED": Cause.KILLED,  # what crashes says so itself

@@ -35,7 +35,7 @@ _HIDDEN_FOR_PROBLEMS = 2  # of them, before the last problems go below the table
 _PROBLEM_CELLS = 30  # a narrower column is hard to read
 _GAP_CELLS = 3  # between two columns
 _STATE_CELLS = 14  # of a state, before it wraps
-_WEEK_S = 6 * 86_400.0  # in which the name of a day is enough
+_NAMED_DAYS_S = 6 * 86_400.0  # in which the name of a day is enough
 _PLAIN_EVERY_S = 5.0
 _WIDE_COLUMNS = 240
 
@@ -265,7 +265,7 @@ def _cells(summary: Summary, hidden: Sequence[str]) -> dict[str, str]:
         bar = "" if "bar" in hidden else f"{_bar(summary.done, summary.target)} "
         progress = f"{bar}{summary.done}/{summary.target}"
     if summary.eta_s is not None:
-        day = "%a" if summary.eta_s < _WEEK_S else "%d %b"
+        day = "%a" if summary.eta_s < _NAMED_DAYS_S else "%d %b"
         at = time.strftime(f"{day} %H:%M", time.localtime(time.time() + summary.eta_s))
         finish = duration(summary.eta_s) + ("" if "finish" in hidden else f" ({at})")
     cells = {

@@ -15,21 +15,13 @@ from pathlib import Path
 from jobs.attempts import Attempt, read_attempts
 from jobs.outcomes import Cause, ExitCode
 from jobs.requests import CANCELLED_FILE, Request, Stage, stages_of
+from jobs.slurm import CAUSES
 from launcher.queue import look
 from launcher.runs import Owner, SubmittedJobs
 from launcher.slurm import NEVER, JobState
 from univip.errors import UnivipError
 
 _LATE_S = 90.0  # a network file system may show a file as it was a minute ago
-# How SLURM ended a job -> why, where no process could say so itself.
-_CAUSES = {
-    "TIMEOUT": Cause.TIME_LIMIT,
-    "DEADLINE": Cause.TIME_LIMIT,
-    "NODE_FAIL": Cause.NODE_FAILURE,
-    "BOOT_FAIL": Cause.NODE_FAILURE,
-    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
-    "PREEMPTED": Cause.PREEMPTION,
-}
 
 
 class State(StrEnum):
@@ -194,9 +186,9 @@ def _ended_in_slurm(
         return RunState(
             State.cancelled, stage.kind, attempt=number, message=f"job {job_id} was cancelled in SLURM"
         )
-    if job and job.state in _CAUSES:
+    if job and job.state in CAUSES:
         message = f"SLURM ended job {job_id}: {job.state}"
-        return RunState(State.stopped, stage.kind, _CAUSES[job.state], number, message)
+        return RunState(State.stopped, stage.kind, CAUSES[job.state], number, message)
     if last and last.exit_code not in (None, ExitCode.REQUEUE, ExitCode.DONE):
         return RunState(State.failed, stage.kind, last.cause, number, last.message)
     if job and job.state == "FAILED" and not (last and last.exit_code == ExitCode.REQUEUE):

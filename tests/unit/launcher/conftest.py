@@ -39,6 +39,22 @@ def run_dir(runs: Path) -> Path:
 
 
 @pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Path]:
+    """Puts scripts in place of SLURM's commands; returns their folder, which is where they run."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+    def write(scripts: dict[str, str]) -> Path:
+        for name, text in scripts.items():
+            (folder / name).write_text(f"#!/bin/sh\ncd {folder}\n{text}\n")
+            (folder / name).chmod(0o755)
+        return folder
+
+    return write
+
+
+@pytest.fixture
 def config(tmp_path: Path) -> Config:
     photographs = tmp_path / "photographs"
     photographs.mkdir()

@@ -18,18 +18,15 @@ from launcher.cli.main import run
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for SLURM: three jobs wait; what is cancelled is written down, and what was seen then."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {
-        "squeue": 'echo "17|PENDING|Priority"; echo "18|PENDING|Dependency"; echo "20|PENDING|Dependency"',
-        "scancel": f'echo "$@" >> {folder}/asked; ls {tmp_path}/runs/* > {folder}/seen',
-    }.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    return folder
+def slurm(tmp_path: Path, stand_ins: Callable[[dict[str, str]], Path]) -> Path:
+    """Three jobs wait; what is cancelled is written down, and what was seen then."""
+    return stand_ins(
+        {
+            "squeue": "for job in '17|PENDING|Priority' '18|PENDING|Dependency' '20|PENDING|Dependency'; do "
+            'echo "$job"; done',
+            "scancel": f'echo "$@" >> asked; ls {tmp_path}/runs/* > seen',
+        }
+    )
 
 
 def submitted(run_dir: Path, boxes: Path, train: str, shards: str = "17") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from jobs.attempts import attempt
 from jobs.compose import compose
 from jobs.config import Config
 from jobs.outcomes import read_json
+from jobs.requests import Request
 from launcher import submission
 from launcher.plan import make_plan, plan_again
 from launcher.runs import JOBS_FILE, SubmittedJobs
 from launcher.states import State, read_state
 from launcher.submission import submit
-from launcher.supervise import decide
+from launcher.supervise import decide, resubmit
 from univip.errors import UnivipError
 
 
@@ -29,21 +31,17 @@ def config(config: Config) -> Config:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for SLURM's commands: jobs wait until they are cancelled; `refuse-N` refuses the Nth."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    for name, text in {
-        "sbatch": f'cd {folder}; n=$(ls | grep -c ^job); [ -f refuse-$n ] && echo "try later" >&2 && exit 1; '
-        'cp "$1" job-$n; echo "Submitted batch job 10$n"',
-        "squeue": f"cd {folder}; ls | sed -nE 's/^job-(.*)/10&|PENDING|Priority/; s/job-//p'",
-        "scancel": f"cd {folder}; shift; for id; do mv job-${{id#10}} cancelled-${{id#10}}; done",
-        **dict.fromkeys(("scontrol", "sinfo", "sacct", "srun"), "exit 0"),
-    }.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    return folder
+def slurm(stand_ins: Callable[[dict[str, str]], Path]) -> Path:
+    """Jobs wait until they are cancelled; `refuse-N` refuses the Nth."""
+    return stand_ins(
+        {
+            "sbatch": 'n=$(ls | grep -c ^job); [ -f refuse-$n ] && echo "try later" >&2 && exit 1; '
+            'cp "$1" job-$n; echo "Submitted batch job 10$n"',
+            "squeue": "ls | sed -nE 's/^job-(.*)/10&|PENDING|Priority/; s/job-//p'",
+            "scancel": "shift; for id; do mv job-${id#10} cancelled-${id#10}; done",
+            **dict.fromkeys(("scontrol", "sinfo", "sacct", "srun"), "exit 0"),
+        }
+    )
 
 
 def jobs_of(run_dir: Path) -> dict[str, str]:
@@ -73,8 +71,14 @@ def test_a_refusal_leaves_a_run_that_supervise_still_cares_for(config: Config, s
     assert decision is not None
     assert decision.resubmit
     (slurm / "refuse-1").unlink()
-    assert submit(plan_again(run_dir), []).is_new
+    before = Request.load(run_dir)
+    resubmit(run_dir, decision)
     assert len(jobs_of(run_dir)) == waiting(slurm) == 5
+    after = Request.load(run_dir)
+    assert before
+    assert after
+    assert after.id != before.id
+    assert after.submitted == before.submitted  # `@last` stays what a person submitted
 
 
 def test_what_interrupts_a_submission_withdraws_what_was_accepted(

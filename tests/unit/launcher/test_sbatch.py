@@ -3,6 +3,7 @@ import pickle
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,20 +284,16 @@ def test_an_option_without_a_value_is_a_flag(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for SLURM's commands that count jobs and keep what they were given."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    for name, text in {
-        "sbatch": f'cd {folder}; n=$(ls | grep -c ^job); cp "$1" job-$n; env > env-$n; '
-        '[ -f refuse-$n ] && echo "no such partition" >&2 && exit 1; echo "Submitted batch job 10$n"',
-        "srun": "exit 0",
-        "scancel": f'echo "$@" >> {folder}/cancelled',
-    }.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    return folder
+def slurm(stand_ins: Callable[[dict[str, str]], Path]) -> Path:
+    """Jobs are counted, and what each was given is kept."""
+    return stand_ins(
+        {
+            "sbatch": 'n=$(ls | grep -c ^job); cp "$1" job-$n; env > env-$n; '
+            '[ -f refuse-$n ] && echo "no such partition" >&2 && exit 1; echo "Submitted batch job 10$n"',
+            "srun": "exit 0",
+            "scancel": 'echo "$@" >> cancelled',
+        }
+    )
 
 
 def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, slurm: Path) -> None:
