@@ -103,7 +103,7 @@ def test_a_folder_that_the_nodes_do_not_see_is_told_with_the_command_that_shows_
     for said in (err, shown):
         for words_of in (
             "has failed before it could leave a word",
-            "where: scontrol show job",
+            "scontrol show job",
             "doctor cluster",
         ):
             assert words_of in said
