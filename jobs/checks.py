@@ -51,8 +51,9 @@ def suggestion(key: str, config: Config | None = None) -> str:
     if key == "cluster.nodes.max" and config and config.cluster.kind is ClusterKind.slurm:
         return f"{key}={config.cluster.nodes.min}"
     value = _value(Config(), key)
-    text = str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
-    return f"{key}={text}"
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    return f"{key}={'null' if value is None else str(value).replace(' ', '')}"
 
 
 def _folder_of_split(data: DataConfig) -> str:
@@ -72,19 +73,20 @@ def _single(config: Config) -> list[tuple[str, str, bool]]:
             optim.warmup_epochs train.max_steps train.threads checkpoint.every_steps resilience.max_rollbacks
             resilience.max_restarts resilience.skip_window_steps resilience.max_calm_rollbacks
             resilience.calm_steps resilience.collapse_std resilience.max_capsules evaluate.max_images
-            cluster.gpus_per_node cluster.workers_per_node cluster.mem_gb""",
+            cluster.gpus_per_node cluster.workers_per_node cluster.mem_gb
+            cluster.proposals.mem_gb""",
         1: """data.max_pixels proposals.max_ratio proposals.shard_images views.num_instances views.trials
             views.max_draws views.min_overlap views.scene_size views.instance_size model.hidden_dim
             model.embedding_dim method.sinkhorn_iterations train.global_batch train.max_images_per_rank
             checkpoint.keep_last resilience.healthy_after_steps
             resilience.max_consecutive_skips resilience.spike_window resilience.max_consecutive_spikes
             resilience.collapse_after_steps resilience.replica_check_every evaluate.neighbours
-            evaluate.batch monitoring.every_steps cluster.cpus_per_task cluster.shard_cpus
-            cluster.array_parallelism""",
+            evaluate.batch monitoring.every_steps cluster.cpus_per_task
+            cluster.proposals.cpus_per_task cluster.proposals.array_parallelism""",
     }
     positive = """train.epochs method.cosine_scale method.sinkhorn_epsilon evaluate.temperature
         resilience.spike_threshold resilience.hang_timeout_s resilience.collective_timeout_s cluster.time_h
-        cluster.shard_time_h checkpoint.mtbf_h proposals.shard_minutes proposals.image_timeout_s"""
+        cluster.proposals.time_h checkpoint.mtbf_h proposals.shard_minutes proposals.image_timeout_s"""
     rules = [
         (key, f"at least {limit}", bool(_value(config, key) >= limit))
         for limit, keys in at_least.items()

@@ -29,6 +29,7 @@ _TYPE_NAMES = {
     float: "a number",
     bool: "true or false",
     str: "text",
+    str | None: "text, or null",
     list[int]: "a list of whole numbers, such as [64,96]",
     list[str]: "a list of texts",
 }
@@ -189,7 +190,7 @@ def _several(key: str, parsed: Any, hint: Any) -> str:
         hint: Type of the key; None of a group.
     """
     text = parsed.input_line.partition("=")[2]
-    if hint is str:
+    if hint in (str, str | None):
         return f"\"{key}='{text}'\"  # if it is one text with commas"
     if (hint is Any or get_origin(hint) is list) and not text.startswith("["):
         return f'"{key}=[{text}]"  # a list'
@@ -199,7 +200,7 @@ def _several(key: str, parsed: Any, hint: Any) -> str:
 
 
 def _is_below_a_dict(key: str, schema: dict[str, Any]) -> bool:
-    return schema.get(key.rpartition(".")[0]) == dict[str, str]
+    return get_origin(schema.get(key.rpartition(".")[0])) is dict
 
 
 def _explain(error: Exception, given: dict[str, str]) -> ConfigError:
@@ -214,7 +215,7 @@ def _explain(error: Exception, given: dict[str, str]) -> ConfigError:
         return ConfigError(
             f"the configuration must compose, but does not: {first}",
             where=where,
-            fix=added.group() if added else "univip submit --help",
+            fix=shlex.quote(added.group()) if added else "univip submit --help",
         )
     quoted = re.search(r"[Vv]alue '(.*?)'", str(cause))
     value = given.get(key) or (quoted.group(1) if quoted else "?")

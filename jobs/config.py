@@ -56,6 +56,22 @@ class NodesConfig:
 
 
 @dataclass(frozen=True)
+class ProposalJobsConfig:
+    """What the jobs that make the boxes ask for, without GPUs; null means: what training asks for."""
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_h: float = 2.0  # of one shard of the array
+    mem_gb: float = 0.0
+    cpus_per_task: int = 8
+    array_parallelism: int = 50  # shards that run at once
+    # Laid over those of training; null takes one away.
+    extra: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """Where jobs run and what they ask of the scheduler; empty text and 0 mean: do not ask."""
 
@@ -71,15 +87,13 @@ class ClusterConfig:
     constraint: str = ""
     time_h: float = 24.0  # of training and evaluation; a longer training is requeued
     mem_gb: float = 0.0  # per node
-    cpus_per_task: int = 64  # of training and evaluation: one task per node
-    shard_time_h: float = 2.0  # of one element of the proposals array
-    shard_cpus: int = 8
-    array_parallelism: int = 50  # shards that run at once
+    cpus_per_task: int = 64  # one task per node
     signal_delay_s: int = 120  # warning before the time limit, for a last checkpoint
     # What starts Python on a node, such as [apptainer, exec, --nv, IMAGE, python3]; empty = this Python.
     python: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)  # shell lines before the job, such as `module load cuda`
     extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, without the dashes
+    proposals: ProposalJobsConfig = field(default_factory=ProposalJobsConfig)
 
 
 @dataclass(frozen=True)

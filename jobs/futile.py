@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs.attempts import Attempt, read_attempts
 from jobs.config import load
+from jobs.demand import asked_by, key_of
 from jobs.outcomes import Cause, ExitCode, Outcome
 from univip.checkpoint import layout
 from univip.errors import UnivipError
@@ -53,9 +54,7 @@ def unless_in_vain(outcome: Outcome, run_dir: Path, mine: Attempt, before: set[t
         what = "training must make a checkpoint within its time limit, but twice in a row made none."
     else:
         what = f"`{mine.stage}` must be done within its time limit, but twice in a row was not."
-    is_long = mine.stage in ("train", "evaluate")
-    key, hours = ("time_h", cluster.time_h) if is_long else ("shard_time_h", cluster.shard_time_h)
-    more = f"cluster.{key}={2 * hours:g}"
+    more = f"{key_of(mine.stage, 'time_h', cluster)}={2 * asked_by(mine.stage, cluster).time_h:g}"
     if mine.stage == "train":
         more += f", or cluster.signal_delay_s={2 * cluster.signal_delay_s} if only saving takes too long"
     error = UnivipError(

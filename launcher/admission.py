@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.config import ClusterConfig, Config, NodesConfig
+from jobs.config import ClusterConfig, Config
+from jobs.demand import asked_by, key_of
 from jobs.outcomes import read_json
 from launcher.doctor import Level, Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
@@ -35,7 +36,6 @@ _ASK_EVERY_S = 5.0
 _LATE_S = 60.0  # an answer may be, in the cache of a network file system
 _SKEW_S = 2.0
 TOO_MANY_JOBS = "MaxSubmitJob"  # sbatch, of one more than a user may have; elements of an array count each
-_TRAINS = frozenset({"train", "evaluate"})  # stages that ask for what a training does
 
 
 def slurm(config: Config) -> Iterator[Row]:
@@ -59,34 +59,20 @@ def slurm(config: Config) -> Iterator[Row]:
     yield from _trials(config)
 
 
-def offers(site: Site, cluster: ClusterConfig) -> Iterator[Row]:
-    """What the site offers, held against what a configuration asks for."""
-    cluster = _in_force(cluster)
-    partition = site.partition_of(cluster)
-    if partition is None:
-        names = ", ".join(site.partitions)
-        near = difflib.get_close_matches(cluster.partition, site.partitions, n=1, cutoff=0.0)
-        asked = f"`{cluster.partition}` is not there" if cluster.partition else "none is the default"
-        yield miss("partition", f"{asked}; there are {names}", f"cluster.partition={(near or [''])[0]}")
-        return
-    if partition.is_up:
-        yield ok("partition", f"{partition.name} is up")
-    else:
-        yield miss("partition", f"{partition.name} is not up", "cluster.partition=...  # see sinfo")
-    yield from _charged(site, partition, cluster)
-    yield from _nodes(site, partition, cluster)
-    for key, hours in (("time_h", cluster.time_h), ("shard_time_h", cluster.shard_time_h)):
-        longest = partition.max_time_h
-        if hours > longest:
-            yield miss(
-                "time limit",
-                f"cluster.{key} is {hours:g} h, but {partition.name} gives {longest:g} h",
-                f"cluster.{key}={at_most(longest)}  # a longer training is requeued",
-            )
-            break
-    else:
-        limit = "no limit" if math.isinf(partition.max_time_h) else f"{partition.max_time_h:g} h"
-        yield ok("time limit", f"{cluster.time_h:g} h; {partition.name} has {limit}")
+def offers(site: Site, cluster: ClusterConfig, stages: Sequence[str] = ("train", "shards")) -> Iterator[Row]:
+    """What the site offers, held against what a configuration asks for.
+
+    Args:
+        site: The site.
+        cluster: The configuration.
+        stages: Kinds of jobs to look at; what is the same of several is told once.
+    """
+    told: set[tuple[str, str]] = set()
+    for stage in stages:
+        for row in _offers(site, stage, _in_force(asked_by(stage, cluster))):
+            if (row.check, row.found) not in told:
+                told.add((row.check, row.found))
+                yield row
 
 
 def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
@@ -101,23 +87,22 @@ def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
             has.
         SlurmUnavailableError: If there is no SLURM.
     """
-    site, cluster = ask_site(asks_accounts=False), _in_force(cluster)
-    partition = site.partition_of(cluster)
-    # Of several partitions another one may do, and a quality of service may lift the limits of all.
-    if partition is None or "," in cluster.partition or cluster.qos:
-        return
-    longest = partition.max_time_h
-    num_nodes = sum(nodes.count for nodes in site.nodes if nodes.partition == partition.name)
+    site = ask_site(asks_accounts=False)
     for job in jobs:
-        hours, key = job.parameters["time"] / 60, "time_h" if job.stage.kind in _TRAINS else "shard_time_h"
+        stage = job.stage.kind
+        asked = _in_force(asked_by(stage, cluster))
+        partition = site.partition_of(asked)
+        # Of several partitions another one may do, and a quality of service may lift the limits of all.
+        if partition is None or "," in asked.partition or asked.qos:
+            continue
+        hours, longest = job.parameters["time"] / 60, partition.max_time_h
         if hours > longest:
-            rest = "  # a longer training is requeued" if key == "time_h" else ""
-            fix = f"cluster.{key}={at_most(getattr(cluster, key) * longest / hours)}{rest}"
-            found = f"{job.stage.kind} may run for {hours:g} h, but {partition.name} gives {longest:g} h"
-            raise _misfit(found, fix)
+            fix = _time_fix(asked, stage, asked.time_h * longest / hours)
+            raise _misfit(f"{stage} may run for {hours:g} h, but {partition.name} gives {longest:g} h", fix)
+        num_nodes = sum(nodes.count for nodes in site.nodes if nodes.partition == partition.name)
         needed = job.parameters["nodes"]
         if num_nodes and needed > num_nodes:  # of nodes that are hidden sinfo does not tell
-            found = f"{job.stage.kind} needs {needed} nodes, but {partition.name} has {num_nodes}"
+            found = f"{stage} needs {needed} nodes, but {partition.name} has {num_nodes}"
             raise _misfit(found, f"cluster.nodes.min={num_nodes}")
 
 
@@ -133,16 +118,48 @@ def explain_refusal(
     """
     if TOO_MANY_JOBS in error.what:
         return ConfigError(error.what, where=error.where, fix="squeue --me  # wait for some of these to end")
-    if not _TRAINS.intersection(kinds):  # what only a training asks for is not to blame
-        cluster = replace(cluster, nodes=NodesConfig(), gpus_per_node=0, gpu_type="", gres="")
-        cluster = replace(cluster, cpus_per_task=cluster.shard_cpus, time_h=cluster.shard_time_h)
     try:
-        rows = [row for row in offers(ask_site(), cluster) if row.level is Level.MISS]
+        rows = [row for row in offers(ask_site(), cluster, sorted(kinds)) if row.level is Level.MISS]
     except SlurmUnavailableError:
         return error
     if rows:
         return _misfit(f"{rows[0].found}; sbatch said: {error.what.partition(': ')[2]}", rows[0].fix)
     return ConfigError(error.what, where=error.where, fix="univip doctor ...  # with the same key=value")
+
+
+def _offers(site: Site, stage: str, asked: ClusterConfig) -> Iterator[Row]:
+    """What the site offers to the jobs of one kind."""
+    partition = site.partition_of(asked)
+    if partition is None:
+        names = ", ".join(site.partitions)
+        near = difflib.get_close_matches(asked.partition, site.partitions, n=1, cutoff=0.0)
+        what = f"`{asked.partition}` is not there" if asked.partition else "none is the default"
+        fix = f"{key_of(stage, 'partition', asked)}={(near or [''])[0]}"
+        yield miss("partition", f"{what}; there are {names}", fix)
+        return
+    if partition.is_up:
+        yield ok("partition", f"{partition.name} is up")
+    else:
+        fix = f"{key_of(stage, 'partition', asked)}=...  # see sinfo"
+        yield miss("partition", f"{partition.name} is not up", fix)
+    yield from _charged(site, partition, stage, asked)
+    yield from _nodes(site, partition, stage, asked)
+    hours, longest = asked.time_h, partition.max_time_h
+    if hours > longest:
+        found = f"{key_of(stage, 'time_h', asked)} is {hours:g} h, but {partition.name} gives {longest:g} h"
+        yield miss("time limit", found, _time_fix(asked, stage, longest))
+    else:
+        limit = "no limit" if math.isinf(longest) else f"{longest:g} h"
+        yield ok("time limit", f"{hours:g} h for {_words(stage)}; {partition.name} has {limit}")
+
+
+def _words(stage: str) -> str:
+    return {"train": "a training", "evaluate": "an evaluation"}.get(stage, "making boxes")
+
+
+def _time_fix(asked: ClusterConfig, stage: str, hours: float) -> str:
+    rest = "  # a longer training is requeued" if stage == "train" else ""
+    return f"{key_of(stage, 'time_h', asked)}={at_most(hours)}{rest}"
 
 
 def _in_force(cluster: ClusterConfig) -> ClusterConfig:
@@ -161,82 +178,86 @@ def _misfit(found: str, fix: str) -> ConfigError:
     return ConfigError(what, where="`scontrol show partition` and `sinfo`", fix=fix)
 
 
-def _charged(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator[Row]:
+def _charged(site: Site, partition: Partition, stage: str, asked: ClusterConfig) -> Iterator[Row]:
     """Account and quality of service."""
     if site.associations is None:
         yield ok("account", "SLURM keeps no accounts here")
         return
-    account = site.account_of(cluster)
+    account, account_key = site.account_of(asked), key_of(stage, "account", asked)
     mine = [each for each in site.associations if each.partition in ("", partition.name)]
     accounts = sorted({each.account for each in mine})
     allowed = [each for each in accounts if partition.accounts is None or each in partition.accounts]
     if account not in accounts:
-        asked = f"`{account}` is not yours" if account else "none is the default"
+        what = f"`{account}` is not yours" if account else "none is the default"
         known = f"; yours are {', '.join(accounts)}" if accounts else ", and you have none here"
-        fix = f"cluster.account={allowed[0]}" if allowed else "ask the administrators for an account"
-        yield miss("account", asked + known, fix)
+        fix = f"{account_key}={allowed[0]}" if allowed else "ask the administrators for an account"
+        yield miss("account", what + known, fix)
         return
     if account not in allowed:
-        fix = f"cluster.account={allowed[0]}" if allowed else "cluster.partition=...  # another one"
+        another = f"{key_of(stage, 'partition', asked)}=...  # another one"
+        fix = f"{account_key}={allowed[0]}" if allowed else another
         yield miss("account", f"`{account}` may not use {partition.name}", fix)
         return
-    yield ok("account", f"{account}{'' if cluster.account else ' (your default)'}")
-    if not cluster.qos:
+    yield ok("account", f"{account}{'' if asked.account else ' (your default)'}")
+    if not asked.qos:
         return
     known_qos = sorted({name for each in mine if each.account == account for name in each.qos})
     usable = [name for name in known_qos if partition.qos is None or name in partition.qos]
-    if cluster.qos in usable:
-        yield ok("qos", cluster.qos)
+    if asked.qos in usable:
+        yield ok("qos", asked.qos)
     else:
-        found = f"`{cluster.qos}` may not be used by {account} in {partition.name}"
-        yield miss(
-            "qos", f"{found}; these may: {', '.join(usable)}", f"cluster.qos={usable[0] if usable else ''}"
-        )
+        found = f"`{asked.qos}` may not be used by {account} in {partition.name}"
+        fix = f"{key_of(stage, 'qos', asked)}={usable[0] if usable else ''}"
+        yield miss("qos", f"{found}; these may: {', '.join(usable)}", fix)
 
 
-def _nodes(site: Site, partition: Partition, cluster: ClusterConfig) -> Iterator[Row]:
-    """Whether enough nodes have the GPUs, processors and memory that a training asks for."""
+def _nodes(site: Site, partition: Partition, stage: str, asked: ClusterConfig) -> Iterator[Row]:
+    """Whether enough nodes have the GPUs, processors and memory that the jobs of one kind ask for."""
     kinds = site.of(partition.name)
     if not kinds:
         yield miss("nodes", f"no node of {partition.name} can be used now", f"sinfo -p {partition.name} -R")
         return
     all_kinds = "; ".join(map(str, kinds))
-    gpus = parse_gpus(cluster.gres) if cluster.gres else {cluster.gpu_type: cluster.gpus_per_node}
+    gpus = parse_gpus(asked.gres) if asked.gres else {asked.gpu_type: asked.gpus_per_node}
     for kind, count in gpus.items():
         most = max(nodes.count_gpus(kind) for nodes in kinds)
         if count > most:
-            asked, fix = f"gpus_per_node={count}", f"cluster.gpus_per_node={most}"
+            what, fix = f"gpus_per_node={count}", f"cluster.gpus_per_node={most}"
             if kind and not most:
                 types = sorted({name for nodes in kinds for name in nodes.gpus})
                 near = difflib.get_close_matches(kind, types, n=1, cutoff=0.0)
-                asked, fix = f"gpu_type={kind}", f"cluster.gpu_type={near[0] if near else ''}"
-            if cluster.gres:
-                asked, fix = f"gres={cluster.gres}", "cluster.gres=...  # as the nodes have it"
-            found = f"no node of {partition.name} has cluster.{asked}; there are {all_kinds}"
+                what, fix = f"gpu_type={kind}", f"cluster.gpu_type={near[0] if near else ''}"
+            if asked.gres:
+                what, fix = f"gres={asked.gres}", "cluster.gres=...  # as the nodes have it"
+            found = f"no node of {partition.name} has cluster.{what}; there are {all_kinds}"
             yield miss("nodes", found, fix)
             return
-    for key, value, most in (
-        ("cpus_per_task", cluster.cpus_per_task, max(nodes.cpus for nodes in kinds)),
-        ("mem_gb", cluster.mem_gb, max(nodes.memory_mb for nodes in kinds) // 1024),
+    for name, value, most in (
+        ("cpus_per_task", asked.cpus_per_task, max(nodes.cpus for nodes in kinds)),
+        ("mem_gb", asked.mem_gb, max(nodes.memory_mb for nodes in kinds) // 1024),
     ):
         if value > most:
-            found = f"no node of {partition.name} has cluster.{key}={value:g}; there are {all_kinds}"
-            yield miss("nodes", found, f"cluster.{key}={most:g}")
+            key = key_of(stage, name, asked)
+            yield miss(
+                "nodes",
+                f"no node of {partition.name} has {key}={value:g}; there are {all_kinds}",
+                f"{key}={most:g}",
+            )
             return
     fitting = sum(
         nodes.count
         for nodes in kinds
         if all(nodes.count_gpus(kind) >= count for kind, count in gpus.items())
-        and nodes.cpus >= cluster.cpus_per_task
-        and nodes.memory_mb >= cluster.mem_gb * 1024
+        and nodes.cpus >= asked.cpus_per_task
+        and nodes.memory_mb >= asked.mem_gb * 1024
     )
-    if fitting < cluster.nodes.min:
-        found = (
-            f"{fitting} of {cluster.nodes.min} nodes have all that a training asks for; there are {all_kinds}"
-        )
-        yield miss("nodes", found, f"cluster.nodes.min={max(1, fitting)}, or ask for less of each")
+    needed = asked.nodes.min
+    if fitting < needed:
+        found = f"{fitting} of {needed} nodes have all that {_words(stage)} asks for; there are {all_kinds}"
+        fewer = f"cluster.nodes.min={fitting}, or " if fitting else ""
+        yield miss("nodes", found, f"{fewer}ask for less of each")
     else:
-        yield ok("nodes", f"{fitting} fit a training; there are {all_kinds}")
+        yield ok("nodes", f"{fitting} fit {_words(stage)}; there are {all_kinds}")
 
 
 def _trials(config: Config) -> Iterator[Row]:

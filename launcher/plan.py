@@ -206,7 +206,9 @@ def _num_shards(config: Config, boxes: str, found: Scan) -> int:
     if (run_dir / FILE_NAME).exists() and (before := load_header(run_dir).num_shards):
         return before
     in_slurm = config.cluster.kind is ClusterKind.slurm
-    cores = proposals.processes or (config.cluster.shard_cpus if in_slurm else len(os.sched_getaffinity(0)))
+    cores = proposals.processes or (
+        config.cluster.proposals.cpus_per_task if in_slurm else len(os.sched_getaffinity(0))
+    )
     return count_shards(
         found.num_images,
         search_seconds(found.pixels, str(proposals.engine), str(proposals.mode)),

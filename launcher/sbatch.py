@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import ClusterConfig, Config
+from jobs.demand import asked_by
 from jobs.requests import Stage
 from launcher.errors import SlurmUnavailableError
 from launcher.freeze import freeze
@@ -28,7 +29,6 @@ from launcher.slurm import submitting, withdraw_jobs
 from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
-_GPU_COUNT = re.compile(r"\b(gpu(?::[^:,()]+)?):\d+")  # in a list of generic resources
 _ENTRY = "jobs.base:run_slurm_job"
 _PROBE_MIN = 5  # the first torch of a node comes slowly from a network file system
 
@@ -63,12 +63,12 @@ def slurm_jobs(plan: Plan, stages: Sequence[Stage] | None = None) -> list[SlurmJ
     """
     runs = Path(plan.config.paths.runs)
     _refuse_unwritable(plan.config)
-    cluster = plan.config.cluster
-    if plan.unfit:
-        excluded = ",".join([*filter(None, [cluster.extra.get("exclude")]), *plan.unfit])
-        cluster = replace(cluster, extra={**cluster.extra, "exclude": excluded})
     jobs = []
     for stage in plan.request.remaining(runs) if stages is None else stages:
+        cluster = asked_by(stage.kind, plan.config.cluster)
+        if plan.unfit:
+            excluded = ",".join([*filter(None, [cluster.extra.get("exclude")]), *plan.unfit])
+            cluster = replace(cluster, extra={**cluster.extra, "exclude": excluded})
         kinds = _shards(plan) if stage.kind == "shards" else [stage.kind]
         shards_each = -(-plan.num_shards // len(kinds)) if "/" in kinds[0] else 1
         parameters = _parameters(stage, cluster, shards_each=shards_each)
@@ -117,7 +117,7 @@ def trial_jobs(config: Config, run_dir: Path) -> dict[str, SlurmJob]:
             Stage(kind, run_dir.name),
             run_dir,
             [kind],
-            _parameters(Stage(kind, run_dir.name), config.cluster, shards_each=1),
+            _parameters(Stage(kind, run_dir.name), asked_by(kind, config.cluster), shards_each=1),
             _python(config.cluster),
         )
         for kind in ("shards", "train", "evaluate")
@@ -211,13 +211,9 @@ def _shards(plan: Plan) -> list[str]:
 
 
 def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> dict[str, Any]:
-    """What one stage asks of SLURM."""
-    trains, evaluates = stage.kind == "train", stage.kind == "evaluate"
-    is_heavy = trains or evaluates
-    gpus = cluster.gpus_per_node if trains else min(1, cluster.gpus_per_node) if evaluates else 0
-    cpus = cluster.cpus_per_task if is_heavy else cluster.shard_cpus
-    if evaluates:  # with one GPU: its share
-        cpus = math.ceil(cpus / max(1, cluster.gpus_per_node))
+    """What one stage asks of SLURM; `cluster` is what jobs of its kind ask for."""
+    trains, cpus = stage.kind == "train", cluster.cpus_per_task
+    gpus = 0 if cluster.gres else cluster.gpus_per_node  # which says how many
     # Requeued by SLURM itself after a node failure; ended instead of waiting for ever for a job that failed.
     extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
     # Since 22.05 srun does not take the CPUs from sbatch. At sites where jobs begin with an empty environment
@@ -227,15 +223,11 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
         # A lost node ends neither the allocation nor the other agents.
         extra |= {"nodes": f"{cluster.nodes.min}-{cluster.nodes.max}", "no-kill": True}
         srun += ["--ntasks-per-node=1", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"]
-    time_h = cluster.time_h if is_heavy else cluster.shard_time_h * shards_each
-    gres = _GPU_COUNT.sub(r"\1:1", cluster.gres) if evaluates else cluster.gres
-    if cluster.gres:  # says how many
-        gpus = 0
     asked = {
         **{name: getattr(cluster, name) for name in _TEXTS},
         "mem": f"{math.ceil(cluster.mem_gb * 1024)}M" if cluster.mem_gb else "",
         "gpus_per_node": f"{cluster.gpu_type}:{gpus}" if gpus and cluster.gpu_type else gpus,
-        "gres": gres if is_heavy else "",
+        "gres": cluster.gres,
         # Of a range of nodes it would make SLURM give the fewest: as many as the tasks it then counts need.
         "ntasks_per_node": 0 if trains else 1,
     }
@@ -243,11 +235,11 @@ def _parameters(stage: Stage, cluster: ClusterConfig, *, shards_each: int) -> di
         "job_name": f"univip-{stage.kind}",
         "comment": stage.run,
         # Minutes; 100 shards of 0.07 h are 420, not the 421 of their product in binary.
-        "time": math.ceil(round(60 * time_h, 6)),
-        "nodes": cluster.nodes.min if trains else 1,
+        "time": math.ceil(round(60 * cluster.time_h * shards_each, 6)),
+        "nodes": cluster.nodes.min,
         "cpus_per_task": cpus,
         "signal_delay_s": cluster.signal_delay_s,
-        "array_parallelism": cluster.array_parallelism,
+        "array_parallelism": cluster.proposals.array_parallelism,
         "wckey": None,  # submitit's own; a cluster that checks them would refuse it
         "setup": list(cluster.setup) or None,
         "srun_args": srun,
@@ -265,7 +257,10 @@ def _refuse_unwritable(config: Config) -> None:
     """Every text that reaches a script must stay on its line and mean itself to SLURM."""
     cluster, runs = config.cluster, config.paths.runs
     for_sbatch = {f"cluster.{name}": getattr(cluster, name) for name in (*_TEXTS, "gpu_type", "gres")}
+    for_sbatch |= {f"cluster.proposals.{name}": getattr(cluster.proposals, name) or "" for name in _TEXTS}
     for_sbatch |= {f"cluster.extra.{name}": value for name, value in cluster.extra.items()}
+    boxes_extra = cluster.proposals.extra
+    for_sbatch |= {f"cluster.proposals.extra.{name}": value or "" for name, value in boxes_extra.items()}
     for_sbatch["paths.runs"] = runs
     for_shell = {f"cluster.python[{number}]": word for number, word in enumerate(cluster.python)}
     for_shell |= {f"cluster.setup[{number}]": line for number, line in enumerate(cluster.setup)}
@@ -275,10 +270,11 @@ def _refuse_unwritable(config: Config) -> None:
         # Between single quotes, too, where a shell would leave it alone: it can end them.
         if "\\" in text and key in for_sbatch:
             raise _unwritable(key, f"free of `\\`, which sbatch takes for itself, but is `{text}`")
-    for name in cluster.extra:
-        if not re.fullmatch("[a-z][a-z-]*", name):
-            rule = f"options of sbatch such as `mail-user`, but has {name!r}"
-            raise _unwritable("cluster.extra", rule, "{mail-user:me}")
+    for key, names in (("cluster.extra", [*cluster.extra]), ("cluster.proposals.extra", [*boxes_extra])):
+        for name in names:
+            if not re.fullmatch("[a-z][a-z-]*", name):
+                rule = f"options of sbatch such as `mail-user`, but has {name!r}"
+                raise _unwritable(key, rule, "{mail-user:me}")
     if "%" in runs:
         raise _unwritable("paths.runs", f"free of `%`, which SLURM replaces, but is `{runs}`")
 

@@ -227,8 +227,11 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
         f"  gpus_per_node: {most}",
         f"  cpus_per_task: {min(nodes.cpus for nodes in kinds_used)}",
         f"  time_h: {at_most(min(cluster.time_h, partition.max_time_h))}",
-        f"  # mem_gb: {memory_mb // 1024}  # all of a node; every stage would ask for it",
+        f"  # mem_gb: {memory_mb // 1024}  # all of a node",
     ]
+    if most and (plain := _partition_without_gpus(site)):
+        kinds_there = "; ".join(map(str, site.of(plain)))
+        lines.append(f"  # proposals: {{partition: {plain}}}  # boxes need no GPU: {kinds_there}")
     types = sorted({kind for nodes in kinds_used for kind in nodes.gpus if kind})
     if len(types) > 1:
         lines.append(f"  # gpu_type: {types[0]}  # there are several: {', '.join(types)}")
@@ -258,21 +261,31 @@ def write_site_file(text: str, path: Path) -> bool:
 
 def _best_partition(site: Site) -> Partition | None:
     """The default one if it has GPUs, else the one with the most; without any the default one."""
+
+    def worth(partition: Partition) -> tuple[bool, bool, int]:
+        gpus = sum(nodes.count * nodes.num_gpus for nodes in site.of(partition.name))
+        return gpus > 0, partition.is_default, gpus
+
+    return max(_usable(site), key=worth, default=None)
+
+
+def _partition_without_gpus(site: Site) -> str:
+    """The one with the most CPUs; empty if there is none."""
+    plain = [each.name for each in _usable(site) if not any(nodes.num_gpus for nodes in site.of(each.name))]
+    return max(plain, key=lambda name: sum(each.count * each.cpus for each in site.of(name)), default="")
+
+
+def _usable(site: Site) -> list[Partition]:
+    """Partitions that are up, have nodes, and are open to an account of the user."""
     known = site.associations
     mine = None if known is None else {association.account for association in known}
-    usable = [
+    return [
         each
         for each in site.partitions.values()
         if each.is_up
         and site.of(each.name)
         and (each.accounts is None or mine is None or each.accounts & mine)
     ]
-
-    def worth(partition: Partition) -> tuple[bool, bool, int]:
-        gpus = sum(nodes.count * nodes.num_gpus for nodes in site.of(partition.name))
-        return gpus > 0, partition.is_default, gpus
-
-    return max(usable, key=worth, default=None)
 
 
 def _allowed(text: str) -> frozenset[str] | None:

@@ -93,6 +93,7 @@ NodeName=DEFAULT CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPer
 NodeName=node[1-{nodes}] NodeHostname=node[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] \
 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=2-0 DefaultTime=60 State=UP
+PartitionName=short Nodes=node[3-4] MaxTime=1:00:00 DefaultTime=60 State=UP
 """
 SLURMDBD_CONF = """\
 AuthType=auth/munge

@@ -92,7 +92,7 @@ class Runs:
             "debug=small",
             "cluster=slurm",
             "cluster.workers_per_node=2",
-            "cluster.array_parallelism=2",
+            "cluster.proposals.array_parallelism=2",
             "cluster.signal_delay_s=25",
             "train.threads=1",
             "data.workers=0",

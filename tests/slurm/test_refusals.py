@@ -38,6 +38,16 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
             "train needs 9 nodes, but main has 4",
             "cluster.nodes.min=4",
         ),
+        (
+            ["cluster.proposals.partition=shrot"],
+            "`shrot` is not there",
+            "cluster.proposals.partition=short",
+        ),
+        (
+            ["cluster.proposals.partition=short"],
+            "prepare may run for 2 h, but short gives 1 h",
+            "cluster.proposals.time_h=1",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -107,6 +117,29 @@ def test_a_folder_that_the_nodes_do_not_see_is_told_with_the_command_that_shows_
             "doctor cluster",
         ):
             assert words_of in said
+
+
+def test_what_needs_no_gpu_goes_to_a_partition_of_its_own(cluster: Cluster, empty: Runs) -> None:
+    own = ["partition=short", "time_h=0.5", "mem_gb=3", "constraint=''"]
+    words = ["+cluster.extra.begin=now+600", "+cluster.extra.exclusive=''", "cluster.mem_gb=5"]
+
+    extra = "+cluster.proposals.extra={exclusive:null,nice:'7'}"
+    run = empty.submit(*words, extra, *(f"cluster.proposals.{word}" for word in own))
+
+    names = (run.name, empty.boxes().name)
+    listed = cluster.run("squeue", "--noheader", "--format=%j|%k|%P|%l|%m|%h|%N")
+    jobs = [line.split("|") for line in listed.splitlines() if line.split("|")[1] in names]
+    asked = {name.removeprefix("univip-"): rest for name, _, *rest in jobs}
+    boxes = ["short", "30:00", "3G", "OK", ""]
+    training = ["main", "1-00:00:00", "5G", "NO", ""]
+    assert asked == {
+        "prepare": boxes,
+        "shards": boxes,
+        "merge": boxes,
+        "train": training,
+        "evaluate": training,
+    }
+    empty.univip("cancel", run.name)
 
 
 def test_where_a_user_may_have_few_jobs_an_array_has_few_elements(cluster: Cluster, empty: Runs) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.checks import check
 from jobs.compose import compose, groups, known_keys, nearest
-from jobs.config import ClusterKind, Config, PathsConfig
+from jobs.config import ClusterKind, Config, PathsConfig, RunHeader, RunKind, load, store
 from jobs.identity import changed_keys
 from univip.config import Backbone, DataConfig, DataFormat, MethodName, OptimizerName, Precision, SearchMode
 from univip.errors import ConfigError
@@ -120,6 +120,25 @@ def test_cluster_options_reach_their_fields() -> None:
     assert told.cluster.extra == {"mail-type": "END"}
 
 
+def test_boxes_may_ask_for_something_else_or_for_nothing(tmp_path: Path) -> None:
+    own = "cluster.proposals"
+    extra = f"{own}.extra={{nice:'7',exclusive:null}}"
+    with pytest.raises(ConfigError) as refused:
+        compose([ROOT, extra])
+    assert shlex.split(refused.value.fix) == [f"+{extra}"]  # which a shell would else make several words of
+
+    config = compose([ROOT, f"{own}.partition=cpu", f"{own}.constraint=", f"+{extra}"])
+
+    asked = config.cluster.proposals
+    assert (asked.account, asked.partition, asked.constraint) == (None, "cpu", "")
+    assert asked.extra == {"nice": "7", "exclusive": None}
+    assert compose([ROOT, "+cluster.proposals.extra.exclusive=null"]).cluster.proposals.extra == {
+        "exclusive": None
+    }
+    store(config, RunHeader("a-1", RunKind.train, "f" * 64, 1), tmp_path)
+    assert load(tmp_path).cluster == config.cluster
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -174,12 +193,16 @@ def test_a_mistake_is_named_with_its_fix(override: str, message: str) -> None:
 @pytest.mark.parametrize("key", [key for key, hint in known_keys() if hint is float])
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
 def test_no_number_may_be_infinite_or_none_at_all(key: str, value: str) -> None:
-    section, _, name = key.rpartition(".")
-    whole = Config(data=DataConfig(root="/photographs"))
-    part = getattr(whole, section)  # of all numbers one level deep
+    *sections, name = key.split(".")
+    parts: list[Any] = [Config(data=DataConfig(root="/photographs"))]
+    for section in sections:
+        parts.append(getattr(parts[-1], section))
+    changed = replace(parts.pop(), **{name: float(value)})
+    for section in reversed(sections):
+        changed = replace(parts.pop(), **{section: changed})
 
     with pytest.raises(ConfigError, match=f"`{key}` must be "):
-        check(replace(whole, **{section: replace(part, **{name: float(value)})}))
+        check(changed)
 
 
 def test_a_value_that_must_be_given_is_asked_for() -> None:

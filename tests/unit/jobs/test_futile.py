@@ -10,7 +10,7 @@ import pytest
 
 from jobs import base, slurm
 from jobs.attempts import read_attempts
-from jobs.config import ClusterConfig, Config, RunHeader, RunKind, store
+from jobs.config import ClusterConfig, Config, ProposalJobsConfig, RunHeader, RunKind, store
 from jobs.outcomes import Cause, ExitCode, Outcome
 from univip.checkpoint import layout
 from univip.config import DataConfig
@@ -23,7 +23,7 @@ Execute = Callable[..., int]
 def run_dir(tmp_path: Path) -> Path:
     run_dir = tmp_path / "a-1"
     run_dir.mkdir()
-    cluster = ClusterConfig(time_h=8.0, shard_time_h=1.5, signal_delay_s=100)
+    cluster = ClusterConfig(time_h=8.0, proposals=ProposalJobsConfig(time_h=1.5), signal_delay_s=100)
     config = Config(data=DataConfig(root="/x"), cluster=cluster)
     store(config, RunHeader("a-1", RunKind.train, "f" * 64, 10), run_dir)
     return run_dir
@@ -61,10 +61,10 @@ def checkpoint(data_step: int) -> str:
 @pytest.mark.parametrize(
     ("kind", "fix"),
     [
-        ("prepare", "cluster.shard_time_h=3"),
-        ("shard:3", "cluster.shard_time_h=3"),
-        ("shard:1/4", "cluster.shard_time_h=3"),
-        ("merge", "cluster.shard_time_h=3"),
+        ("prepare", "cluster.proposals.time_h=3"),
+        ("shard:3", "cluster.proposals.time_h=3"),
+        ("shard:1/4", "cluster.proposals.time_h=3"),
+        ("merge", "cluster.proposals.time_h=3"),
         ("evaluate", "cluster.time_h=16"),
         ("train", "cluster.time_h=16, or cluster.signal_delay_s=200 if only saving takes too long"),
     ],

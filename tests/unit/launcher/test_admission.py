@@ -6,11 +6,21 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs import probe
-from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig, RunHeader, RunKind
+from jobs.config import (
+    ClusterConfig,
+    ClusterKind,
+    Config,
+    NodesConfig,
+    PathsConfig,
+    ProposalJobsConfig,
+    RunHeader,
+    RunKind,
+)
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
 from launcher import admission
@@ -50,7 +60,14 @@ def test_what_the_site_has_is_all_right() -> None:
     rows = list(offers(SITE, ClusterConfig(nodes=NodesConfig(1, 3), qos="long")))
 
     assert [(row.level, row.check) for row in rows] == [
-        (Level.OK, check) for check in ("partition", "account", "qos", "nodes", "time limit")
+        (Level.OK, check)
+        for check in ("partition", "account", "qos", "nodes", "time limit", "nodes", "time limit")
+    ]
+    assert [row.found.partition(";")[0] for row in rows[3:]] == [
+        "3 fit a training",
+        "24 h for a training",
+        "5 fit making boxes",
+        "2 h for making boxes",
     ]
 
 
@@ -65,10 +82,15 @@ def test_what_the_site_has_is_all_right() -> None:
         (ClusterConfig(gpus_per_node=9), "nodes", "no node of gpu has cluster.gpus_per_node=9", "=8"),
         (ClusterConfig(cpus_per_task=256), "nodes", "has cluster.cpus_per_task=256", "=128"),
         (ClusterConfig(mem_gb=2000), "nodes", "has cluster.mem_gb=2000", "=976"),
-        (ClusterConfig(cpus_per_task=128), "nodes", "0 of 1 nodes have all", "cluster.nodes.min=1"),
+        (ClusterConfig(cpus_per_task=128), "nodes", "0 of 1 nodes have all", "ask for less of each"),
         (ClusterConfig(nodes=NodesConfig(4, 4)), "nodes", "3 of 4 nodes", "cluster.nodes.min=3"),
         (ClusterConfig(time_h=72), "time limit", "cluster.time_h is 72 h, but gpu gives 48", "time_h=48"),
-        (ClusterConfig(shard_time_h=50), "time limit", "cluster.shard_time_h is 50 h", "shard_time_h=48"),
+        (
+            ClusterConfig(proposals=ProposalJobsConfig(time_h=50)),
+            "time limit",
+            "cluster.proposals.time_h is 50 h",
+            "proposals.time_h=48",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -82,8 +104,39 @@ def test_what_the_site_lacks_is_named_with_a_value_that_would_do(
     assert fix in row.fix
 
 
+@pytest.mark.parametrize(
+    ("own", "found", "fix"),
+    [
+        ({"partition": "gpus"}, "`gpus` is not there", "cluster.proposals.partition=gpu"),
+        ({"partition": "closed"}, "is not up", "cluster.proposals.partition=...  # see"),
+        ({"account": "nlp"}, "`nlp` is not yours; yours are", "cluster.proposals.account=vision"),
+        ({"account": "teaching"}, "may not use gpu", "cluster.proposals.account=vision"),
+        ({"partition": "debug", "account": "teaching"}, "2 h, but debug gives 1 h", "proposals.time_h=1"),
+        ({"qos": "huge"}, "these may: long, normal", "cluster.proposals.qos=long"),
+        ({"mem_gb": 2000.0}, "has cluster.proposals.mem_gb=2000", "cluster.proposals.mem_gb=976"),
+        ({"cpus_per_task": 256}, "has cluster.proposals.cpus_per_task=256", "proposals.cpus_per_task=128"),
+    ],
+    ids=str,
+)
+def test_what_the_site_lacks_for_boxes_is_named_by_the_keys_of_boxes(
+    own: dict[str, Any], found: str, fix: str
+) -> None:
+    [row, *_] = bad(ClusterConfig(proposals=ProposalJobsConfig(**own)))
+
+    assert found in row.found
+    assert fix in row.fix
+
+
+def test_what_boxes_ask_for_by_the_keys_of_training_is_named_by_those() -> None:
+    rows = list(offers(SITE, ClusterConfig(partition="gpus"), ["shards"]))
+
+    assert [row.fix for row in rows] == ["cluster.partition=gpu"]
+
+
 def test_a_quality_of_service_must_be_allowed_in_the_partition_too() -> None:
-    [row] = bad(ClusterConfig(partition="debug", qos="long", time_h=1, shard_time_h=1))
+    [row] = bad(
+        ClusterConfig(partition="debug", qos="long", time_h=1, proposals=ProposalJobsConfig(time_h=1))
+    )
 
     assert (row.check, row.level) == ("qos", Level.MISS)
 
@@ -183,7 +236,7 @@ def test_variables_of_the_shell_count_where_nothing_is_configured(
     """sbatch takes them; the partition that is SLURM's own choice has no say then."""
     monkeypatch.setenv("SBATCH_PARTITION", "debug")
     monkeypatch.setenv("SBATCH_ACCOUNT", "teaching")
-    fitting = ClusterConfig(time_h=1, shard_time_h=1)
+    fitting = ClusterConfig(time_h=1, proposals=ProposalJobsConfig(time_h=1))
     rows = {row.check: row.found for row in offers(SITE, fitting)}
     assert (rows["partition"], rows["account"]) == ("debug is up", "teaching")
     assert next(offers(SITE, replace(fitting, partition="gpu"))).found == "gpu is up"
@@ -304,7 +357,12 @@ def refuse(cluster: ClusterConfig, *kinds: str) -> None:
     ("cluster", "kind", "found", "fix"),
     [
         (ClusterConfig(time_h=72), "train", "train may run for 72 h, but gpu gives 48", "cluster.time_h=48"),
-        (ClusterConfig(shard_time_h=96), "shards", "shards may run for 96 h", "cluster.shard_time_h=48"),
+        (
+            ClusterConfig(proposals=ProposalJobsConfig(time_h=96)),
+            "shards",
+            "shards may run for 96 h",
+            "cluster.proposals.time_h=48",
+        ),
         (ClusterConfig(nodes=NodesConfig(3, 4)), "train", "3 nodes, but gpu has 2", "cluster.nodes.min=2"),
     ],
     ids=["time", "time of shards", "nodes"],
@@ -337,8 +395,8 @@ def test_several_shards_for_each_element_of_an_array_need_their_time(commands: P
     job.parameters["time"] = 3 * 60 * 20  # three shards of 20 h
 
     with pytest.raises(ConfigError, match="shards may run for 60 h, but gpu gives 48 h") as refused:
-        refuse_endless([job], ClusterConfig(shard_time_h=20))
-    assert refused.value.fix == "cluster.shard_time_h=16"
+        refuse_endless([job], ClusterConfig(proposals=ProposalJobsConfig(time_h=20)))
+    assert refused.value.fix == "cluster.proposals.time_h=16"
 
 
 LIMITS_MIN = (1, 7, 45, 60, 70, 200, 1439, 1440, 2880, 10_081)
@@ -359,17 +417,21 @@ def test_the_time_that_would_do_is_not_refused_in_its_turn(
         return slurm_jobs(Plan(config, header, None, request, num_shards, 0, {}, most_elements=1))
 
     for num_shards in (*range(1, 401, 13), 183, 400):
-        asked = ClusterConfig(shard_time_h=limit_min / 60 * 1.37)
+        asked = ClusterConfig(proposals=ProposalJobsConfig(time_h=limit_min / 60 * 1.37))
         with pytest.raises(ConfigError) as refused:
             refuse_endless(shards(num_shards, asked), asked)
-        fix_h = float(refused.value.fix.removeprefix("cluster.shard_time_h="))
-        refuse_endless(shards(num_shards, replace(asked, shard_time_h=fix_h)), asked)
+        fix_h = float(refused.value.fix.removeprefix("cluster.proposals.time_h="))
+        refuse_endless(shards(num_shards, replace(asked, proposals=ProposalJobsConfig(time_h=fix_h))), asked)
         # Not by asking for far too little: 1.37 is lost to whole minutes only where they are few.
         assert fix_h * num_shards * 60 > min(0.99 * limit_min, limit_min - 1)
 
     asked = ClusterConfig(time_h=200.0)
     fix = next(row.fix for row in offers(site, asked) if row.check == "time limit")
-    fitting = replace(asked, time_h=float(fix.removeprefix("cluster.time_h=").split()[0]), shard_time_h=0.01)
+    fitting = replace(
+        asked,
+        time_h=float(fix.removeprefix("cluster.time_h=").split()[0]),
+        proposals=ProposalJobsConfig(time_h=0.01),
+    )
     assert next(row.level for row in offers(site, fitting) if row.check == "time limit") is Level.OK
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import ClusterConfig, ClusterKind, Config, NodesConfig, PathsConfig, RunHeader, RunKind
+from jobs.config import (
+    ClusterConfig,
+    ClusterKind,
+    Config,
+    NodesConfig,
+    PathsConfig,
+    ProposalJobsConfig,
+    RunHeader,
+    RunKind,
+)
 from jobs.requests import Request, stages_of
 from launcher.errors import SlurmUnavailableError
 from launcher.plan import Plan
@@ -24,6 +33,7 @@ CLUSTER = ClusterConfig(
     partition="gpu",
     nodes=NodesConfig(min=1, max=4),
     mem_gb=100.5,
+    proposals=ProposalJobsConfig(mem_gb=20),
     setup=["module load cuda"],
     extra={"mail-user": "me@example.org"},
 )
@@ -112,7 +122,7 @@ def test_a_signal_that_comes_while_python_starts_waits_until_it_is_answered() ->
 
 
 def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
-    cluster = replace(CLUSTER, array_parallelism=2, shard_cpus=4, shard_time_h=0.5)
+    cluster = replace(CLUSTER, proposals=ProposalJobsConfig(array_parallelism=2, cpus_per_task=4, time_h=0.5))
 
     shards = flags(render_slurm(slurm_jobs(make_plan(tmp_path, cluster)), CODE)[1])
 
@@ -121,8 +131,30 @@ def test_boxes_are_a_throttled_array_without_gpus(tmp_path: Path) -> None:
     assert "--gpus-per-node" not in shards
 
 
+def test_boxes_ask_for_what_their_own_section_says(tmp_path: Path) -> None:
+    training = replace(
+        CLUSTER, qos="long", constraint="a100", gres="gpu:8", extra={"exclusive": "", "mail-user": "me"}
+    )
+    own = ProposalJobsConfig(
+        account="", partition="cpu", constraint="", mem_gb=8, extra={"exclusive": None, "nice": "7"}
+    )
+    scripts = render_slurm(slurm_jobs(make_plan(tmp_path, replace(training, proposals=own))), CODE)
+
+    names = ("account", "partition", "qos", "constraint", "gres", "mem", "exclusive", "nice")
+    asked = [tuple(flags(script).get(f"--{name}") for name in names) for script in scripts]
+    boxes = (None, "cpu", "long", None, None, "8192M", None, "7")
+    assert asked == [
+        boxes,
+        boxes,
+        boxes,
+        ("vision", "gpu", "long", "a100", "gpu:8", "102912M", "", None),
+        ("vision", "gpu", "long", "a100", "gpu:1", "102912M", "", None),
+    ]
+    assert {flags(script)["--mail-user"] for script in scripts} == {"me"}
+
+
 def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Path) -> None:
-    cluster = replace(CLUSTER, shard_time_h=0.5)
+    cluster = replace(CLUSTER, proposals=ProposalJobsConfig(time_h=0.5))
 
     job = slurm_jobs(make_plan(tmp_path, cluster, num_shards=2300))[1]
 
@@ -135,7 +167,7 @@ def test_more_shards_than_an_array_may_have_elements_are_shared_out(tmp_path: Pa
 
 
 def test_without_arrays_one_job_searches_all_shards(tmp_path: Path) -> None:
-    cluster = replace(CLUSTER, shard_time_h=0.5)
+    cluster = replace(CLUSTER, proposals=ProposalJobsConfig(time_h=0.5))
 
     job = slurm_jobs(replace(make_plan(tmp_path, cluster), most_elements=1))[1]
 
@@ -255,6 +287,18 @@ def test_a_nasty_value_stays_a_value(tmp_path: Path, nasty: str) -> None:
         (replace(CLUSTER, extra={"gres\n#SBATCH --x": "a"}), r"`cluster\.extra` must be options of sbatch"),
         (replace(CLUSTER, extra={"--gres": "a"}), r"`cluster\.extra` must be options of sbatch"),
         (replace(CLUSTER, gres="gpu:8\n"), r"`cluster\.gres` must be one line"),
+        (
+            replace(CLUSTER, proposals=ProposalJobsConfig(partition="a\n")),
+            r"`cluster\.proposals\.partition` must be one line",
+        ),
+        (
+            replace(CLUSTER, proposals=ProposalJobsConfig(extra={"gres": "a\n"})),
+            r"`cluster\.proposals\.extra\.gres` must be one line",
+        ),
+        (
+            replace(CLUSTER, proposals=ProposalJobsConfig(extra={"--gres": None})),
+            r"`cluster\.proposals\.extra` must be options of sbatch",
+        ),
         # Recorded from a real sbatch: a backslash is lost, or ends the quotes and begins another option.
         (replace(CLUSTER, account="a\\b"), r"`cluster\.account` must be free of `\\`"),
         (replace(CLUSTER, extra={"comment": "a\\' --uid=0 '"}), r"`cluster\.extra\.comment` must be free"),

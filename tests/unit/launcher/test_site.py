@@ -116,7 +116,13 @@ def test_the_site_file_names_the_partition_with_gpus_and_what_its_largest_nodes_
             "time_h": 12.5,
         }
     }
-    assert "# gpu: 2 x 128 CPUs, 976 GB, gpu:v100:2,gpu:a40:2\n" in site_yaml(SITE, ClusterConfig())
+    text = site_yaml(SITE, ClusterConfig())
+    assert "# gpu: 2 x 128 CPUs, 976 GB, gpu:v100:2,gpu:a40:2\n" in text
+    # A choice of theirs, which may be charged otherwise.
+    [offered] = [line for line in text.splitlines() if "proposals" in line]
+    assert offered == "  # proposals: {partition: cpu}  # boxes need no GPU: 120 x 64 CPUs, 250 GB, no GPU"
+    chosen = yaml.safe_load(text.replace("# proposals:", "proposals:"))["cluster"]["proposals"]
+    assert chosen == {"partition": "cpu"}
 
 
 def test_the_site_file_keeps_what_is_set_already() -> None:
@@ -129,6 +135,7 @@ def test_the_site_file_keeps_what_is_set_already() -> None:
         "cpus_per_task": 64,
         "time_h": 6,
     }
+    assert "proposals" not in site_yaml(SITE, set_already)
 
 
 def test_a_partition_that_is_closed_to_every_account_of_the_user_is_not_taken() -> None:
