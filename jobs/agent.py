@@ -89,13 +89,15 @@ def follow(config: Config, run_dir: Path) -> Outcome:
     _prepare()
     from torch.distributed import DistError
 
-    from jobs.nodes import Follower
+    from jobs.nodes import FirstNodeLostError, Follower
 
     while True:
         try:
             nodes = Follower(here, while_waiting=stop.check)
-        except (DistError, RuntimeError) as error:
+        except FirstNodeLostError as error:
             return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, f"the first node is gone: {error}")
+        except (DistError, RuntimeError) as error:
+            return _without_the_first(run_dir, here, str(error))
         except OutOfTimeError as error:
             return Outcome(ExitCode.REQUEUE, Cause.STOPPED, str(error))
         mine = own_view(nodes.attempt, "train", here)
@@ -116,6 +118,25 @@ def follow(config: Config, run_dir: Path) -> Outcome:
             traceback.print_exc()
         finally:
             nodes.close()
+
+
+def _without_the_first(run_dir: Path, here: slurm.Execution, silence: str) -> Outcome:
+    """What a node does whose first node never answered: as that one has ended, if it has left word of it.
+
+    Only a node that is down is a reason to queue again: what else keeps the first one from answering may do
+    so each time, and `univip supervise`, which starts a job anew that failed, has a budget.
+    """
+    of_job = [
+        each
+        for each in read_attempts(run_dir)
+        if (each.stage, each.slurm_job_id, each.slurm_restart) == ("train", here.job_id, here.restart)
+    ]
+    if of_job and of_job[-1].exit_code is not None:
+        return Outcome(of_job[-1].exit_code, Cause(of_job[-1].cause), of_job[-1].message)
+    cause, why = slurm.why_ended(here.job_id, here.restart, slurm.host_of(0))
+    if cause == Cause.NODE_FAILURE:
+        return Outcome(ExitCode.REQUEUE, cause, f"the first node is gone: {silence}; {why}")
+    return Outcome(ExitCode.CRASH, Cause.CRASH, f"the first node has left no word: {silence}")
 
 
 def _follow_rounds(config: Config, run_dir: Path, mine: Attempt, nodes: Follower) -> Outcome:

@@ -117,7 +117,7 @@ def _follow(run_dir: Path) -> Outcome:
     from jobs.agent import follow
 
     outcome = follow(load(run_dir), run_dir)
-    if outcome.cause == Cause.NODE_FAILURE:
+    if outcome.message:
         sys.stderr.write(outcome.message + "\n")
     return outcome
 
@@ -140,7 +140,7 @@ def _attempt(kind: str, run_dir: Path) -> Outcome:
             outcome = unless_in_vain(_attempted(kind, run_dir, mine), run_dir, mine, before)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
             mine.message = outcome.message
-        if kind in ("train", "evaluate"):
+        if kind in ("train", "evaluate") and outcome.exit_code != ExitCode.REQUEUE:  # no time is left then
             _write_report(Path(run_dir))
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))

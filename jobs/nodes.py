@@ -58,7 +58,11 @@ class RoundOverError(Exception):
 
 
 class FirstNodeLostError(RuntimeError):
-    """The node that decides is no longer part of the job, or does not answer."""
+    """SLURM has taken the node that decides from the job."""
+
+
+class FirstNodeSilentError(RuntimeError):
+    """The node that decides does not answer."""
 
 
 class TooFewNodesError(Exception):
@@ -411,7 +415,8 @@ def _until_it_answers(here: Execution, host: str, port: int, while_waiting: Call
     """Wait for the store of the first node, which torch would do without a word to anybody.
 
     Raises:
-        FirstNodeLostError: If SLURM has taken that node from the job, or it stays silent.
+        FirstNodeLostError: If SLURM has taken that node from the job.
+        FirstNodeSilentError: If it stays silent.
     """
     begun, asked_after_s = time.monotonic(), _ASK_SLURM_S
     while True:
@@ -419,7 +424,7 @@ def _until_it_answers(here: Execution, host: str, port: int, while_waiting: Call
             return
         waited_s = time.monotonic() - begun
         if waited_s > JOIN_TIMEOUT_S:
-            raise FirstNodeLostError(f"{host} has not answered for {waited_s:.0f} s")
+            raise FirstNodeSilentError(f"{host} has not answered for {waited_s:.0f} s")
         if waited_s > asked_after_s:
             asked_after_s = waited_s + _ASK_SLURM_S
             if not has_node(here, host):

@@ -12,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.outcomes import read_json
@@ -29,12 +27,7 @@ _GIT_TIMEOUT_S = 30
 
 def code_dir(run_dir: Path) -> Path:
     """Where the code as it is now lies in a run, or would lie."""
-    digest = hashlib.sha256()
-    for relative, path in _sources():
-        content = path.read_bytes()
-        digest.update(f"{relative}\0{len(content)}\0".encode())
-        digest.update(content)
-    return run_dir / FOLDER / digest.hexdigest()[:12]
+    return _place_of(run_dir, _read())
 
 
 def frozen(run_dir: Path) -> Path | None:
@@ -46,15 +39,16 @@ def frozen(run_dir: Path) -> Path | None:
 
 def freeze(run_dir: Path) -> Path:
     """Copy the code into a run, whole or not at all, unless it is there already."""
-    final = code_dir(run_dir)
+    sources = _read()  # once: they may be edited meanwhile
+    final = _place_of(run_dir, sources)
     if final.is_dir():
         return final
     final.parent.mkdir(exist_ok=True)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    for relative, path in _sources():
+    for relative, content in sources:
         target = temporary / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        target.write_bytes(content)
     if patch := _patch():
         write_text(final.with_suffix(".patch"), patch)
     temporary.rename(final)
@@ -69,8 +63,17 @@ def environment(code: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{code}{os.pathsep}{before}" if before else str(code), "PYTHONSAFEPATH": "1"}
 
 
-def _sources() -> Iterator[tuple[Path, Path]]:
-    """Every file of the packages, sorted: its place in the copy, and where it is."""
+def _place_of(run_dir: Path, sources: list[tuple[Path, bytes]]) -> Path:
+    digest = hashlib.sha256()
+    for relative, content in sources:
+        digest.update(f"{relative}\0{len(content)}\0".encode())
+        digest.update(content)
+    return run_dir / FOLDER / digest.hexdigest()[:12]
+
+
+def _read() -> list[tuple[Path, bytes]]:
+    """Every file of the packages, sorted: its place in the copy, and what it holds."""
+    found = []
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
         assert spec is not None
@@ -80,7 +83,8 @@ def _sources() -> Iterator[tuple[Path, Path]]:
             inner[:] = sorted(each for each in inner if each != "__pycache__" and not each.startswith("."))
             for each in sorted(each for each in names if not each.startswith(".")):
                 path = Path(folder) / each
-                yield Path(name) / path.relative_to(package), path
+                found.append((Path(name) / path.relative_to(package), path.read_bytes()))
+    return found
 
 
 def _patch() -> str:

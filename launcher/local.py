@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.attempts import start_ticks
 from launcher.errors import RefusedError
-from launcher.freeze import environment, freeze
+from launcher.freeze import environment
 from launcher.runs import Owner
 from univip.errors import UnivipError
 
@@ -18,8 +18,8 @@ _START_TIMEOUT_S = 120.0
 _START_POLL_S = 0.05
 
 
-def start_local(run_dir: Path, request_id: str) -> int:
-    """Start the supervisor of a run and wait until it owns the run.
+def start_local(run_dir: Path, request_id: str, code: Path) -> int:
+    """Start the supervisor of a run on a copy of the code, and wait until it owns the run.
 
     Returns:
         Its process id.
@@ -39,7 +39,7 @@ def start_local(run_dir: Path, request_id: str) -> int:
             stderr=log,
             start_new_session=True,
             check=False,
-            env={**os.environ, **environment(freeze(run_dir))},
+            env={**os.environ, **environment(code)},
         )
     controller = _newest_controller(run_dir)
     deadline = time.monotonic() + _START_TIMEOUT_S

@@ -160,7 +160,12 @@ def plan_again(run_dir: Path) -> Plan:
         )
     boxes = None
     if header.proposals and not _has_foreign_boxes(run_dir.parent / header.proposals):
-        boxes = load_header(run_dir.parent / header.proposals)
+        is_there = (run_dir.parent / header.proposals / FILE_NAME).exists()
+        boxes = (
+            load_header(run_dir.parent / header.proposals)
+            if is_there
+            else _boxes_header(config, found, header.proposals)  # removed since, to be made again
+        )
     command = request.command if request else str(header.kind)
     return _plan(command, config, header, boxes, found)
 

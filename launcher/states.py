@@ -7,6 +7,7 @@ asked only about runs that it has not finished, and hardly ever (`launcher/queue
 from __future__ import annotations
 
 import os
+import socket
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,10 +70,11 @@ def read_state(run_dir: Path) -> RunState:
         if request and request.unfinished and (later := request.unfinished.remaining(run_dir.parent)):
             return RunState(State.stopped, later[0].kind, attempt=number)
         return RunState(State.done, attempt=number)
-    if jobs := SubmittedJobs.load(run_dir):
+    stage, owner = remaining[0].kind, Owner.load(run_dir)
+    is_here = owner is not None and owner.host == socket.gethostname()
+    jobs = SubmittedJobs.load(run_dir)
+    if jobs and not (owner and is_here and owner.is_alive()):  # boxes that SLURM began may be made here now
         return _state_in_slurm(run_dir, stages, remaining, jobs, number)
-    stage = remaining[0].kind
-    owner = Owner.load(run_dir)
     if (owner and owner.is_alive()) or any(attempt.is_alive() for attempt in attempts):
         return RunState(State.running, stage, attempt=number)
     ended = _last_of(remaining[0], run_dir.parent, request.submitted if request else 0.0)
@@ -202,6 +204,8 @@ def _ended_in_slurm(
             message = str(error)
         why = Cause.KILLED if last and last.ended is None else Cause.UNKNOWN
         return RunState(State.failed, stage.kind, str(why), number, message)
+    if last and last.cause == Cause.CANCELLED:  # which SLURM may have forgotten since
+        return RunState(State.cancelled, stage.kind, attempt=number, message=last.message)
     cause = last.cause if last and last.cause != Cause.STOPPED else ""
     return RunState(State.stopped, stage.kind, cause, number, last.message if last else "")
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.attempts import living_attempts
+from jobs.attempts import living_attempts, read_attempts
 from jobs.config import FILE_NAME as CONFIG_FILE
 from jobs.config import ClusterKind, Config, RunHeader, RunKind, load, load_header, store, with_site_of
 from jobs.identity import differing, is_site
@@ -28,7 +28,7 @@ from jobs.outcomes import write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
 from launcher.admission import TOO_MANY_JOBS, explain_refusal, refuse_endless
 from launcher.errors import RefusedError, SlurmUnavailableError
-from launcher.freeze import ENVIRONMENT_FILE, code_dir, freeze, frozen
+from launcher.freeze import ENVIRONMENT_FILE, freeze, frozen
 from launcher.local import start_local
 from launcher.plan import Plan
 from launcher.queue import ask_anew
@@ -100,23 +100,28 @@ def submit(
                 refuse_endless(slurm_jobs(plan, remaining), plan.config.cluster)
             kept = _kept(plan)
             plan = _remember_unfinished(plan)
-            _write_run(run_dir, plan.config, plan.header)
-            if plan.proposals:
-                boxes = runs / plan.proposals.id
-                _make(boxes)
-                if not living_attempts(boxes):  # else another request works on them, by their configuration
-                    _write_run(boxes, plan.config, plan.proposals)
-            (run_dir / "overrides.txt").write_text(
-                "".join(f"{line}\n" for line in overrides), encoding="utf-8"
-            )
-            code = (frozen(run_dir) if keeps_code else None) or code_dir(run_dir)
-            write_json(run_dir / ENVIRONMENT_FILE, {**_environment(), "code": code.name})
+            code = _write_down(plan, overrides, keeps_code=keeps_code)
             message = "submitted" if Request.load(run_dir) is None else f"resumed{kept}"
             if replaces and plan.header.origin:
                 message += f"; the run that there was is {plan.header.origin} now"
             plan.request.save(run_dir)
             jobs = _start(plan, remaining, code)
     return Submission(run_dir, jobs, is_new=True, message=message)
+
+
+def _write_down(plan: Plan, overrides: Sequence[str], *, keeps_code: bool) -> Path:
+    """Write into the run directory what was asked for; the copy of the code that its jobs run."""
+    run_dir = plan.run_dir
+    _write_run(run_dir, plan.config, plan.header)
+    if plan.proposals:
+        boxes = run_dir.parent / plan.proposals.id
+        _make(boxes)
+        if not _is_worked_on(boxes, plan.config.cluster.kind):
+            _write_run(boxes, plan.config, plan.proposals)
+    (run_dir / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides), encoding="utf-8")
+    code = (frozen(run_dir) if keeps_code else None) or freeze(run_dir)
+    write_json(run_dir / ENVIRONMENT_FILE, {**_environment(), "code": code.name})
+    return code
 
 
 def make_run(config: Config, header: RunHeader) -> Path:
@@ -144,7 +149,7 @@ def _start(plan: Plan, remaining: list[Stage], code: Path) -> list[tuple[str, st
         (directory / CANCELLED_FILE).unlink(missing_ok=True)
     if plan.config.cluster.kind is ClusterKind.local:
         (plan.run_dir / JOBS_FILE).unlink(missing_ok=True)
-        return [("local", str(start_local(plan.run_dir, plan.request.id)))]
+        return [("local", str(start_local(plan.run_dir, plan.request.id, code)))]
     if plan.proposals is None:
         return _start_in_slurm(plan, remaining, code, {})
     boxes = plan.run_dir.parent / plan.proposals.id
@@ -160,14 +165,12 @@ def _start_in_slurm(
     Args:
         plan: What was asked for.
         remaining: Its stages that are not done.
-        code: What they run; copied if it is not there yet.
+        code: What they run.
         under_way: Jobs, by stage kind, that make the same boxes already.
     """
     run_dir = plan.run_dir
-    others = [stage for stage in remaining if stage.run != run_dir.name and under_way]
+    others = [stage for stage in remaining if stage.run != run_dir.name and stage.kind in under_way]
     mine = [stage for stage in remaining if stage not in others]
-    if not code.is_dir():
-        freeze(run_dir)
 
     def note(ids: list[str]) -> list[tuple[Stage, str]]:
         found = [*((stage, under_way[stage.kind]) for stage in others), *zip(mine, ids, strict=False)]
@@ -232,6 +235,14 @@ def _busy(run_dir: Path, kind: ClusterKind) -> str:
     return ""
 
 
+def _is_worked_on(boxes: Path, kind: ClusterKind) -> bool:
+    """Whether another request makes these boxes, by the configuration that they have.
+
+    Of an element of an array whose node died SLURM knows; from its files it looks alive for ever.
+    """
+    return any(not living.slurm_job_id for living in living_attempts(boxes)) or bool(_busy(boxes, kind))
+
+
 def _put_aside(run_dir: Path) -> str:
     """Give a run that nobody works on another name, under which it can be looked at and resumed.
 
@@ -239,7 +250,7 @@ def _put_aside(run_dir: Path) -> str:
     good.
 
     Returns:
-        That name; empty if another shell has put the run aside meanwhile.
+        That name; empty if another shell has put the run aside meanwhile, or nothing of it has begun.
     """
     refuse_foreign(run_dir)
     with lock(run_dir):
@@ -251,6 +262,8 @@ def _put_aside(run_dir: Path) -> str:
                 where=str(run_dir),
                 fix=f"univip cancel {run_dir.name}  # and --replace when it has stopped, or --fork",
             )
+        if not read_attempts(run_dir):  # such as one that SLURM has refused
+            return ""
         aside = free_sibling(run_dir, "old")
         store(load(run_dir), replace(load_header(run_dir), id=aside.name), run_dir)
         if request := Request.load(run_dir):

@@ -3,8 +3,8 @@
 SLURM queues a job again by itself after a preemption or the loss of a node; not one whose agent was killed
 too often, whose memory was too small, or that could not be queued again. What a person must look at stays: a
 spent budget (76), wrong data or configuration (77), and what somebody cancelled. A budget for each cause
-refills with progress, and pauses grow; both are counted from the ledger, where each decision is written
-before it is carried out. Nodes that failed their pre-flight, or were lost twice, are left out for a day.
+refills with progress, and pauses grow; both are counted from the ledger, where each resubmission that SLURM
+took stands. Nodes that failed their pre-flight, or were lost twice, are left out for a day.
 """
 
 from __future__ import annotations
@@ -89,26 +89,32 @@ def decide(run_dir: Path, *, now: float) -> Decision | None:
     pause_s = min(_FIRST_PAUSE_S * 2 ** (len(before) - 1), _LONGEST_PAUSE_S) if before else 0.0
     wait_s = before[-1]["time"] + pause_s - now if before else 0.0
     if wait_s > 0:
-        return Decision(False, f"waits {wait_s:.0f} s before it is resubmitted for {cause}", cause, progress)
+        at = time.strftime("%H:%M:%S", time.localtime(now + wait_s))
+        return Decision(False, f"waits until {at} before it is resubmitted for {cause}", cause, progress)
     without = _unfit(run_dir, cause, now=now)
     why = f"resubmitted in {state.stage}: {cause}{'; without ' if without else ''}{', '.join(without)}"
     return Decision(True, why, cause, progress, without)
 
 
 def resubmit(run_dir: Path, decision: Decision) -> str:
-    """Write a decision down, and carry it out; what became of it, in words."""
+    """Carry a decision out, and write it down once SLURM has taken the jobs; what became of it, in words.
+
+    What SLURM refuses, or another supervisor has just done, does not count against the budget of the run.
+    """
     from launcher.plan import plan_again
     from launcher.submission import submit
 
     plan = replace(plan_again(run_dir), unfit=decision.without)
     if before := Request.load(run_dir):  # `@last` is what a person submitted last
         plan = replace(plan, request=replace(plan.request, submitted=before.submitted))
-    fields = {"cause": decision.cause, "progress": decision.progress, "without": decision.without}
-    Ledger(run_dir / "ledger.jsonl").append("supervise", **fields)
     typed = run_dir / "overrides.txt"
     overrides = typed.read_text(encoding="utf-8").splitlines() if typed.exists() else []
     done = submit(plan, overrides, keeps_code=True)
-    return decision.why if done.is_new else done.message
+    if not done.is_new:
+        return done.message
+    fields = {"cause": decision.cause, "progress": decision.progress, "without": decision.without}
+    Ledger(run_dir / "ledger.jsonl").append("supervise", **fields)
+    return decision.why
 
 
 def _unfit(run_dir: Path, cause: str, *, now: float) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 from jobs import attempts, unfit
 from jobs.agent import ENDED, _judge, _rounds, follow, train
 from jobs.config import Config
-from jobs.nodes import Report
-from jobs.outcomes import Cause, ExitCode, Outcome
+from jobs.nodes import FirstNodeLostError, FirstNodeSilentError, Report
+from jobs.outcomes import Cause, ExitCode, Outcome, write_json
 from jobs.slurm import Execution
 from jobs.stopping import StopRequest
 from monitoring.journal import read
@@ -133,6 +134,54 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
     assert (record["kind"], record["node"], record["attempt"]) == ("gpu", 3, 7)
     assert record["temperature_celsius"] == {"0": 61}
     assert [path.name for path in (tmp_path / "journal").iterdir()] == ["0007.00-agent3.jsonl"]
+
+
+SILENT, TAKEN = FirstNodeSilentError("node1 has not answered for 120 s"), FirstNodeLostError("is taken")
+
+
+@pytest.mark.parametrize(
+    ("error", "of_first", "node", "expected"),
+    [
+        (TAKEN, {}, "idle", (ExitCode.REQUEUE, Cause.NODE_FAILURE)),
+        (SILENT, {"exit_code": 77, "cause": "refused"}, "idle", (ExitCode.REFUSED, Cause.REFUSED)),
+        (SILENT, {"exit_code": 0, "cause": "done"}, "idle", (ExitCode.DONE, Cause.DONE)),
+        (SILENT, {"exit_code": 77, "cause": "refused", "slurm_restart": 1}, "idle", (1, Cause.CRASH)),
+        (SILENT, {"exit_code": 77, "cause": "refused", "slurm_job_id": "16"}, "idle", (1, Cause.CRASH)),
+        (SILENT, {}, "idle", (ExitCode.CRASH, Cause.CRASH)),
+        (SILENT, {}, "idle*", (ExitCode.REQUEUE, Cause.NODE_FAILURE)),
+    ],
+)
+def test_without_the_first_node_a_job_goes_round_only_if_that_node_is_lost(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    of_first: dict[str, Any],
+    node: str,
+    expected: tuple[int, Cause],
+) -> None:
+    """What else kept it from answering may do so each time; 77, say, or an agent that is killed at once."""
+
+    def fail(*where: object, **more: object) -> None:
+        raise error
+
+    owner = {"stage": "train", "host": "node1", "pid": 1, "start_ticks": 1, "started": 1.0}
+    owner |= {"slurm_job_id": "17", "slurm_restart": 2, "ended": 2.0 if of_first else None}
+    (tmp_path / "attempts" / "0001").mkdir(parents=True)
+    write_json(tmp_path / "attempts" / "0001" / "attempt.json", {"number": 1, **owner, **of_first})
+    sinfo = tmp_path / "bin" / "sinfo"
+    sinfo.parent.mkdir()
+    sinfo.write_text(f"#!/bin/sh\necho '{node}'\n")
+    sinfo.chmod(0o755)
+    monkeypatch.setenv("PATH", str(sinfo.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-4]")
+    monkeypatch.setattr("jobs.nodes.Follower", fail)
+    monkeypatch.setattr("jobs.agent._prepare", lambda: None)
+    here = Execution(job_id="17", restart=2, node=3, num_nodes=4)
+    monkeypatch.setattr("jobs.slurm.Execution.here", lambda: here)
+
+    outcome = follow(Config(data=DataConfig(root="/x")), tmp_path)
+
+    assert (outcome.exit_code, outcome.cause) == expected
 
 
 @pytest.mark.parametrize(("job", "exit_code"), [("", ExitCode.CRASH), ("17", ExitCode.REQUEUE)])

@@ -69,7 +69,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Run directories for which a supervisor would have been started."""
     found: list[Path] = []
 
-    def start(run_dir: Path, request_id: str) -> int:
+    def start(run_dir: Path, request_id: str, code: Path) -> int:
+        assert (code / "jobs" / "base.py").exists()
         found.append(run_dir)
         return 42
 

@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def submit(root: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`univip submit pipeline` on the data set; nothing is started."""
-    monkeypatch.setattr(submission, "start_local", lambda run_dir, request_id: 42)
+    monkeypatch.setattr(submission, "start_local", lambda *_: 42)
 
     def submit(*overrides: str) -> int:
         data = [f"data.root='{root}'", *([] if "data=folder" in overrides else ["data.split=small"])]

@@ -50,7 +50,7 @@ def boxes(tmp_path: Path) -> Path:
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNIVIP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(submission, "start_local", lambda run_dir, request_id: 42)
+    monkeypatch.setattr(submission, "start_local", lambda *_: 42)
     return tmp_path / "runs"
 
 

@@ -268,7 +268,7 @@ def test_boxes_made_for_a_training_can_be_resumed(
 ) -> None:
     started: list[str] = []
 
-    def start(run_dir: Path, request_id: str) -> int:
+    def start(run_dir: Path, request_id: str, code: Path) -> int:
         started.append(run_dir.name)
         return 1
 

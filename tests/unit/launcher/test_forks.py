@@ -101,6 +101,14 @@ def test_a_running_run_is_not_replaced(
     assert len(list(run_dir.parent.glob("univip*"))) == 1
 
 
+def test_a_run_of_which_nothing_began_is_replaced_by_itself(config: Config, started: list[Path]) -> None:
+    """Such as one that SLURM refused, time and again."""
+    for _ in range(3):
+        run_dir = submit(make_plan("pipeline", config), [], replaces=True).run_dir
+
+    assert [each.name for each in run_dir.parent.glob("univip*")] == [run_dir.name]
+
+
 def test_replacing_nothing_is_a_submission(config: Config, started: list[Path]) -> None:
     assert submit(make_plan("pipeline", config), [], replaces=True).message == "submitted"
 

@@ -78,16 +78,32 @@ def test_a_file_that_moves_is_other_code(run_dir: Path, checkout: Path) -> None:
 def test_a_copy_that_was_cut_off_is_none(
     run_dir: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_off(source: Path, target: Path) -> None:
+    def cut_off(target: Path, content: bytes) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "copyfile", cut_off)
+        patched.setattr(Path, "write_bytes", cut_off)
         with pytest.raises(KeyboardInterrupt):
             freeze(run_dir)
     assert not code_dir(run_dir).exists()
 
     assert (freeze(run_dir) / "jobs" / "__init__.py").exists()
+
+
+def test_a_copy_is_of_one_moment(run_dir: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = code_dir(run_dir), Path.write_bytes
+
+    def write_while_it_is_edited(target: Path, content: bytes) -> int:
+        (checkout / "univip" / "__init__.py").write_text("broken = ")
+        return write(target, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", write_while_it_is_edited)
+        code = freeze(run_dir)
+
+    assert code == before
+    assert (code / "univip" / "__init__.py").read_text() == '"""univip"""\n'
+    assert code_dir(run_dir) != before
 
 
 def test_the_code_of_the_newest_request_is_known(run_dir: Path, checkout: Path) -> None:

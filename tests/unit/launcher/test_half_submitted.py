@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from jobs.attempts import attempt
 from jobs.compose import compose
-from jobs.config import Config
-from jobs.outcomes import read_json
+from jobs.config import Config, load_header
+from jobs.outcomes import read_json, write_json
 from jobs.requests import Request
 from launcher import submission
 from launcher.plan import make_plan, plan_again
@@ -21,6 +22,7 @@ from launcher.states import State, read_state
 from launcher.submission import submit
 from launcher.supervise import decide, resubmit
 from univip.errors import UnivipError
+from univip.resilience.ledger import Ledger
 
 
 @pytest.fixture
@@ -70,10 +72,17 @@ def test_a_refusal_leaves_a_run_that_supervise_still_cares_for(config: Config, s
     decision = decide(run_dir, now=100.0)
     assert decision is not None
     assert decision.resubmit
+    for _ in range(10):  # a controller that is down for a while takes nothing from the budget of a run
+        with pytest.raises(UnivipError, match="try later"):
+            resubmit(run_dir, decision)
+    assert decide(run_dir, now=100.0) == decision
     (slurm / "refuse-1").unlink()
     before = Request.load(run_dir)
     resubmit(run_dir, decision)
     assert len(jobs_of(run_dir)) == waiting(slurm) == 5
+    assert "already in SLURM's queue" in resubmit(run_dir, decision)  # by another supervisor, say
+    taken = [each for each in Ledger(run_dir / "ledger.jsonl").read() if each["kind"] == "supervise"]
+    assert len(taken) == 1
     after = Request.load(run_dir)
     assert before
     assert after
@@ -122,6 +131,63 @@ def test_a_submission_that_is_killed_has_written_down_what_was_accepted(
     monkeypatch.setenv("PATH", str(slurm), prepend=os.pathsep)
     assert submit(plan_again(plan.run_dir), []).is_new
     assert len(jobs_of(plan.run_dir)) == waiting(slurm) == 5
+
+
+def test_what_another_request_does_not_make_is_submitted_beside_it(config: Config, slurm: Path) -> None:
+    """Of the same photographs in folders of other names the index is made again."""
+    first = submit(make_plan("pipeline", config), []).run_dir
+    boxes = first.parent / load_header(first).proposals
+    other = compose(
+        [
+            f"data.root='{config.data.root}'",
+            "data=folder",
+            f"paths.runs='{config.paths.runs}'",
+            "debug=small",
+            "cluster=slurm",
+            "train.seed=7",
+        ]
+    )
+    document = read_json(boxes / JOBS_FILE)
+    assert document is not None
+    document["jobs"] = [job for job in document["jobs"] if job["stage"] != "prepare"]
+    write_json(boxes / JOBS_FILE, document)
+
+    second = submit(make_plan("pipeline", other), []).run_dir
+
+    assert jobs_of(second) == {
+        "prepare": "105",
+        "shards": "101",
+        "merge": "102",
+        "train": "106",
+        "evaluate": "107",
+    }
+    dependencies = [line for line in (slurm / "job-5").read_text().splitlines() if "--dependency" in line]
+    assert dependencies == ["#SBATCH --dependency=afterok:102"]
+
+
+def test_boxes_that_slurm_began_and_this_machine_makes_are_running(
+    config: Config, slurm: Path, own: Callable[[Path], None]
+) -> None:
+    first = submit(make_plan("pipeline", config), []).run_dir
+    boxes = first.parent / load_header(first).proposals
+    assert read_state(boxes).state is State.queued
+
+    own(boxes)
+
+    assert read_state(boxes).state is State.running
+
+
+def test_boxes_that_were_removed_are_made_again(config: Config, slurm: Path) -> None:
+    run_dir = submit(make_plan("pipeline", config), []).run_dir
+    boxes = run_dir.parent / load_header(run_dir).proposals
+    for job in slurm.glob("job-*"):
+        job.unlink()
+    shutil.rmtree(boxes)
+
+    assert submit(plan_again(run_dir), []).is_new
+
+    assert load_header(boxes).id == boxes.name
+    assert len(jobs_of(run_dir)) == waiting(slurm) == 5
 
 
 def test_an_older_request_is_known_where_nothing_of_the_newer_one_is(config: Config, slurm: Path) -> None:

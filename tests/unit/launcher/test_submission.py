@@ -12,6 +12,7 @@ import pytest
 from jobs.attempts import attempt
 from jobs.compose import compose
 from jobs.config import Config, load
+from jobs.outcomes import write_json
 from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.follow import follow
 from launcher.plan import make_plan, plan_again
@@ -205,6 +206,9 @@ def test_boxes_that_another_request_works_on_keep_their_configuration(
         assert submit(make_plan("pipeline", other), []).is_new
     assert load(boxes) == config
 
+    # Of an element of an array whose node has died: SLURM knows that it is over.
+    owner = {"host": "node1", "pid": 1, "start_ticks": 1, "started": 1.0, "slurm_job_id": "7_1"}
+    write_json(boxes / "attempts" / "0001" / "attempt.json", {"number": 1, "stage": "shard:1", **owner})
     submit(make_plan("pipeline", other), [])
     assert load(boxes).cluster.partition == "b"
 
@@ -304,7 +308,7 @@ from jobs.outcomes import write_json
 from launcher import submission
 from launcher.plan import make_plan
 
-def start(run_dir, request_id):
+def start(run_dir, request_id, code):
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "start_ticks": start_ticks(os.getpid())}
     document = {**owner, "request": request_id, "stages": [], "outcome": ""}
     write_json(run_dir / "supervisor.json", document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def ended(run_dir: Path, exit_code: int, cause: str) -> None:
 def resubmitted(run_dir: Path, decision: Decision, times: int) -> None:
     for _ in range(times):
         Ledger(run_dir / "ledger.jsonl").append("supervise", cause=decision.cause, progress=decision.progress)
+
+
+def test_what_somebody_cancelled_is_left_alone_also_when_slurm_has_forgotten_it(run_dir: Path) -> None:
+    ended(run_dir, 75, "cancelled")
+
+    assert read_state(run_dir).state is State.cancelled
+    assert decide(run_dir, now=100.0) is None
 
 
 @pytest.mark.parametrize("state", ["RUNNING|None", "PENDING|Priority", "CANCELLED|None"])
@@ -150,7 +158,7 @@ def test_pauses_grow_until_the_budget_is_spent_and_progress_refills_it(run_dir: 
     assert soon is not None
     assert later is not None
     assert (soon.resubmit, later.resubmit) == (False, True)
-    assert "waits 20 s" in soon.why
+    assert time.strftime("waits until %H:%M:%S ", time.localtime(last + 120)) in soon.why
 
     resubmitted(run_dir, first, 3)
     spent = decide(run_dir, now=last + 1e6)
