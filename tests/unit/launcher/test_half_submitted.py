@@ -172,7 +172,8 @@ def test_boxes_that_slurm_began_and_this_machine_makes_are_running(
     boxes = first.parent / load_header(first).proposals
     assert read_state(boxes).state is State.queued
 
-    own(boxes)
+    own(first)
+    (first / "supervisor.json").rename(boxes / "supervisor.json")
 
     assert read_state(boxes).state is State.running
 
