@@ -93,7 +93,11 @@ def follow(config: Config, run_dir: Path) -> Outcome:
 
     while True:
         try:
-            nodes = Follower(here, while_waiting=stop.check)
+            nodes = Follower(
+                here,
+                while_waiting=stop.check,
+                has_ended=lambda: _end_of_the_first(run_dir, here) is not None,
+            )
         except FirstNodeLostError as error:
             return Outcome(ExitCode.REQUEUE, Cause.NODE_FAILURE, f"the first node is gone: {error}")
         except (DistError, RuntimeError) as error:
@@ -126,17 +130,24 @@ def _without_the_first(run_dir: Path, here: slurm.Execution, silence: str) -> Ou
     Only a node that is down is a reason to queue again: what else keeps the first one from answering may do
     so each time, and `univip supervise`, which starts a job anew that failed, has a budget.
     """
+    if outcome := _end_of_the_first(run_dir, here):
+        return outcome
+    cause, why = slurm.why_ended(here.job_id, here.restart, slurm.host_of(0))
+    if cause == Cause.NODE_FAILURE:
+        return Outcome(ExitCode.REQUEUE, cause, f"the first node is gone: {silence}; {why}")
+    return Outcome(ExitCode.CRASH, Cause.CRASH, f"the first node has left no word: {silence}")
+
+
+def _end_of_the_first(run_dir: Path, here: slurm.Execution) -> Outcome | None:
+    """How the newest attempt of this execution of the job has ended; None if it has not, or left no word."""
     of_job = [
         each
         for each in read_attempts(run_dir)
         if (each.stage, each.slurm_job_id, each.slurm_restart) == ("train", here.job_id, here.restart)
     ]
-    if of_job and of_job[-1].exit_code is not None:
-        return Outcome(of_job[-1].exit_code, Cause(of_job[-1].cause), of_job[-1].message)
-    cause, why = slurm.why_ended(here.job_id, here.restart, slurm.host_of(0))
-    if cause == Cause.NODE_FAILURE:
-        return Outcome(ExitCode.REQUEUE, cause, f"the first node is gone: {silence}; {why}")
-    return Outcome(ExitCode.CRASH, Cause.CRASH, f"the first node has left no word: {silence}")
+    if not of_job or of_job[-1].exit_code is None:
+        return None
+    return Outcome(of_job[-1].exit_code, Cause(of_job[-1].cause), of_job[-1].message)
 
 
 def _follow_rounds(config: Config, run_dir: Path, mine: Attempt, nodes: Follower) -> Outcome:

@@ -285,11 +285,18 @@ class Follower(Nodes):
     Args:
         here: This execution.
         while_waiting: See `Nodes`.
+        has_ended: Whether the first node has left word of its end; asked while it does not answer.
     """
 
-    def __init__(self, here: Execution, *, while_waiting: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        here: Execution,
+        *,
+        while_waiting: Callable[[], None] = lambda: None,
+        has_ended: Callable[[], bool] = lambda: False,
+    ) -> None:
         host, port = _endpoint(here)
-        _until_it_answers(here, host, port, while_waiting)
+        _until_it_answers(here, host, port, while_waiting, has_ended)
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=JOIN_TIMEOUT_S))
         super().__init__(here, store, while_waiting)
         self.attempt = int(self._store.get("attempt"))
@@ -411,12 +418,14 @@ def store_of_workers(number: int) -> Store:
     return PrefixStore(f"{number}/workers", store)
 
 
-def _until_it_answers(here: Execution, host: str, port: int, while_waiting: Callable[[], None]) -> None:
+def _until_it_answers(
+    here: Execution, host: str, port: int, while_waiting: Callable[[], None], has_ended: Callable[[], bool]
+) -> None:
     """Wait for the store of the first node, which torch would do without a word to anybody.
 
     Raises:
         FirstNodeLostError: If SLURM has taken that node from the job.
-        FirstNodeSilentError: If it stays silent.
+        FirstNodeSilentError: If it has ended, or stays silent.
     """
     begun, asked_after_s = time.monotonic(), _ASK_SLURM_S
     while True:
@@ -429,6 +438,8 @@ def _until_it_answers(here: Execution, host: str, port: int, while_waiting: Call
             asked_after_s = waited_s + _ASK_SLURM_S
             if not has_node(here, host):
                 raise FirstNodeLostError(f"SLURM has taken {host} from the job")
+            if has_ended():
+                raise FirstNodeSilentError(f"{host} has ended")
         while_waiting()
         time.sleep(_POLL_S)
 

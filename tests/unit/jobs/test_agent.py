@@ -111,7 +111,7 @@ def test_the_agent_of_another_node_reads_its_own_gpus(
 
         attempt = 7
 
-        def __init__(self, here: Execution, *, while_waiting: Callable[[], None]) -> None:
+        def __init__(self, here: Execution, **callbacks: Callable[[], object]) -> None:
             pass
 
         def wait_for_round(self) -> Outcome:

@@ -12,7 +12,15 @@ import pytest
 
 from jobs import nodes
 from jobs.agent import ENDED
-from jobs.nodes import First, FirstNodeLostError, Follower, Report, RoundOverError, TooFewNodesError
+from jobs.nodes import (
+    First,
+    FirstNodeLostError,
+    FirstNodeSilentError,
+    Follower,
+    Report,
+    RoundOverError,
+    TooFewNodesError,
+)
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.slurm import Execution
 from jobs.stopping import OutOfTimeError
@@ -211,6 +219,19 @@ def test_a_first_node_that_slurm_has_taken_away_is_not_waited_for(monkeypatch: p
         Follower(THERE)  # nothing listens there
 
     assert list(has) == []
+
+
+def test_a_first_node_that_has_left_word_of_its_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = iter([False, False, True])
+    monkeypatch.setattr(nodes, "_ASK_SLURM_S", 0.05)
+    monkeypatch.setattr(nodes, "has_node", lambda here, host: True)
+
+    with pytest.raises(FirstNodeSilentError, match="localhost has ended"):
+        Follower(THERE, has_ended=lambda: next(ends))
+
+    assert list(ends) == []
 
 
 def test_who_waits_for_the_first_node_can_be_stopped() -> None:
