@@ -450,6 +450,7 @@ def _endpoint(here: Execution) -> tuple[str, int]:
         return "localhost", 0
     from submitit.slurm.slurm import _parse_node_list
 
-    # A port of its own for every execution: what is left of the one before must not answer.
+    # A port of its own for every execution: what is left of the one before must not answer. Below 32768, from
+    # where Linux gives ports to whoever connects.
     number = int(here.job_id.partition("_")[0]) * 7 + here.restart
-    return _parse_node_list(os.environ["SLURM_JOB_NODELIST"])[0], 20_000 + number % 20_000
+    return _parse_node_list(os.environ["SLURM_JOB_NODELIST"])[0], 20_000 + number % 12_000

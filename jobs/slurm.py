@@ -8,6 +8,7 @@ nothing is known. Torch-free.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,11 @@ from dataclasses import dataclass
 
 from jobs.outcomes import Cause
 
-_TIMEOUT_S = 60
+TIMEOUT_S = 60
+# What a user has set for the commands that are asked here: SQUEUE_PARTITION hides jobs, SCANCEL_INTERACTIVE
+# waits for a key. What shows more stays (hidden partitions, a federation), and so does SLURM_*: SLURM_CONF
+# and SLURM_CLUSTERS say where the jobs are, to sbatch as well.
+_DEFAULTS = re.compile(r"(SACCT|SCANCEL|SCONTROL|SINFO|SQUEUE)_(?!(ALL|FEDERATION)$)")
 # SLURM may warn of the time limit up to a minute earlier than it was asked to; and clocks differ.
 _WARNS_EARLY_S = 90.0
 # Words of `scontrol` for a job that is on its nodes.
@@ -119,7 +124,7 @@ def why_ended(job_id: str, restart: int, node: str) -> tuple[Cause, str]:
     """Why an execution ended that could not say so: from the accounting, else from the state of its node."""
     why = Cause.UNKNOWN, f"job {job_id} ended without a word"
     try:
-        listed = _run(
+        listed = answer(
             [
                 *[
                     "sacct",
@@ -143,7 +148,7 @@ def why_ended(job_id: str, restart: int, node: str) -> tuple[Cause, str]:
     except (OSError, subprocess.SubprocessError, IndexError):
         pass  # no accounting
     try:
-        state = _run(["sinfo", "--noheader", "--format=%t", f"--nodes={node}"]).strip()
+        state = answer(["sinfo", "--all", "--noheader", "--format=%t", f"--nodes={node}"]).strip()
     except (OSError, subprocess.SubprocessError):
         state = ""
     if state.startswith(("down", "drain", "fail")) or state.endswith("*"):
@@ -193,11 +198,11 @@ def requeue(mine: Execution, *, without: Sequence[str] = ()) -> str:
     # What SLURM starts to end meanwhile must not end scontrol, which takes over what is blocked here.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        _run(["scontrol", "requeue", mine.job_id])
-        if left_out := _known(without):  # refused while a job runs
+        answer(["scontrol", "requeue", mine.job_id])
+        if left_out := known_nodes(without):  # refused while a job runs
             asked = _show(mine.job_id).get("ExcNodeList", "(null)")
             nodes = ",".join(left_out) if asked == "(null)" else ",".join([asked, *left_out])
-            _run(["scontrol", "update", f"JobId={mine.job_id}", f"ExcNodeList={nodes}"])
+            answer(["scontrol", "update", f"JobId={mine.job_id}", f"ExcNodeList={nodes}"])
     except subprocess.CalledProcessError as error:
         return str(error.stderr).strip()
     except (OSError, subprocess.SubprocessError) as error:
@@ -207,10 +212,17 @@ def requeue(mine: Execution, *, without: Sequence[str] = ()) -> str:
     return ""
 
 
-def _known(nodes: Sequence[str]) -> list[str]:
-    """Those of some nodes that SLURM has; all if it does not answer."""
+def known_nodes(nodes: Sequence[str]) -> list[str]:
+    """Those of some nodes that SLURM has, which refuses a job that is to do without another one.
+
+    Args:
+        nodes: Names; of none SLURM is not asked.
+
+    Returns:
+        In the same order; all of them if SLURM does not answer.
+    """
     try:
-        listed = _run(["sinfo", "--all", "--noheader", "--Node", "--format=%N"]).split() if nodes else []
+        listed = answer(["sinfo", "--all", "--noheader", "--Node", "--format=%N"]).split() if nodes else []
     except (OSError, subprocess.SubprocessError):
         return list(nodes)
     return [node for node in nodes if node in listed]
@@ -219,7 +231,7 @@ def _known(nodes: Sequence[str]) -> list[str]:
 def _show(job_id: str) -> dict[str, str]:
     """What scontrol tells of a job; nothing if it does not know it."""
     try:
-        shown = _run(["scontrol", "show", "job", "--oneliner", job_id])
+        shown = answer(["scontrol", "show", "job", "--oneliner", job_id])
     except subprocess.CalledProcessError as error:
         if "Invalid job id" in str(error.stderr):
             return {}
@@ -249,9 +261,22 @@ def duration_s(text: str) -> float:
         return float("inf")
 
 
-def _run(command: list[str]) -> str:
-    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
+def answer(command: Sequence[str]) -> str:
+    """What a command of SLURM prints, with times as Unix times, whatever the user has set for it.
+
+    Raises:
+        OSError: If it is missing.
+        subprocess.CalledProcessError: If it fails.
+        subprocess.TimeoutExpired: If it does not answer within `TIMEOUT_S`.
+    """
+    environment = {name: value for name, value in os.environ.items() if not _DEFAULTS.match(name)}
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S, env=environment
+        command,
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+        errors="replace",  # names of folders are bytes
+        timeout=TIMEOUT_S,
+        env=environment | {"SLURM_TIME_FORMAT": "%s"},
     )
     return done.stdout

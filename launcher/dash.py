@@ -115,7 +115,8 @@ def up(runs: Path, host: str, port: int, token_file: Path | None) -> list[str]:
             where=str(living["address"]),
             fix="univip dash --down",
         )
-    command = [sys.executable, "-m", "launcher.cli.main", "--runs", str(runs), "dash", "--host", host]
+    # `-P`: not `launcher` of a checkout one stands in.
+    command = [sys.executable, "-P", "-m", "launcher.cli.main", "--runs", str(runs), "dash", "--host", host]
     command += ["--port", str(port), *(["--token-file", str(token_file)] if token_file else [])]
     log = folder / "dash.log"
     log.unlink(missing_ok=True)

@@ -33,7 +33,6 @@ from univip.config import SEARCH, MethodName
 from univip.data.scan import Scan, annotation_file, scan, split_names
 from univip.errors import UnivipError
 
-_PYTHON = (3, 11)
 _PROMETHEUS = "http://127.0.0.1:9090"  # where it listens if nobody says otherwise
 _PROMETHEUS_TIMEOUT_S = 2.0
 _LOOK_TIMEOUT_S = 300  # torch, from a cold network file system
@@ -90,11 +89,7 @@ def miss(check: str, found: str, fix: str) -> Row:
 
 def machine() -> Iterator[Row]:
     """Python, torch and GPUs of this machine, submitit."""
-    version, needed = platform.python_version(), ".".join(map(str, _PYTHON))
-    if sys.version_info >= _PYTHON:
-        yield ok("Python", version)
-    else:
-        yield miss("Python", f"{version}, and {needed} is needed", f"make PYTHON=python{needed} demo")
+    yield ok("Python", platform.python_version())
     yield from torch_and_gpus("torch", look_here())
     try:
         yield ok("submitit", importlib.metadata.version("submitit"))
@@ -104,7 +99,7 @@ def machine() -> Iterator[Row]:
 
 def look_here() -> dict[str, Any]:
     """What `jobs.probe` sees, in a process of its own: it loads torch."""
-    command = [sys.executable, "-m", "jobs.probe"]
+    command = [sys.executable, "-P", "-m", "jobs.probe"]  # not that of a checkout one stands in
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LOOK_TIMEOUT_S)
         found = json.loads(done.stdout.splitlines()[-1])
@@ -191,7 +186,8 @@ def runs_folder(runs: Path, *, asks_kind: bool) -> Iterator[Row]:
     else:
         yield ok("clock", skew)
     if asks_kind:
-        kind = file_system(above, Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace"))
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+        kind = file_system(above.resolve(), mounts)  # the table knows no links
         if kind in _LOCAL:
             yield warn(
                 "shared", f"{above} is on {kind}, which other machines may not see", "univip doctor --deep"
@@ -285,7 +281,10 @@ def _boxes(config: Config, found: Scan) -> Row:
 
 def prometheus(runs: Path) -> Row:
     """Whether a Prometheus answers: the one of `univip dash --up`, else the usual one of this machine."""
-    mine = read_json(runs / DASH_FOLDER / "prometheus.json") or {}
+    try:
+        mine = read_json(runs / DASH_FOLDER / "prometheus.json") or {}
+    except PermissionError:  # another user's
+        mine = {}
     address = str(mine.get("address", _PROMETHEUS))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

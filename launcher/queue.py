@@ -5,7 +5,8 @@ renews it. So a hundred runs watched from ten shells cost SLURM one call in 30 s
 knows what waits and runs, and for some minutes what ended. For jobs that have left it, the next call is one
 of sacct, where there is accounting; how a job ended is remembered, so it is asked for once.
 
-In a folder that several users share, the runs of each have a file of their own, for whoever looks at them.
+In a folder that several users share, whoever looks keeps a file of their own for the runs of each: another
+user may not be allowed to read it, or may not be told of the same jobs (`PrivateData=jobs`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from univip.atomic import write_text
 
 INTERVAL_S = 30.0
 _ASK_AGAIN_S = 600.0  # of a job that sacct did not know; it may be late
+_PATIENCE_S = 10.0  # with whoever asks just now, where file locks are missing: it may have died
+_POLL_S = 0.1
 
 _logger = logging.getLogger(__name__)
 
@@ -72,17 +75,18 @@ def look(runs: Path, job_ids: Collection[str], *, user: int | None = None) -> Qu
         user: Id of the user who submitted them; left out, that of this process.
     """
     user = os.getuid() if user is None else user
-    found = _read(runs, user)
+    found = _newest(runs, user)
     if _is_fresh(found) and not any(found.is_news(job_id) for job_id in job_ids):
         return found
     try:
-        with locked(_path(runs, user).with_suffix(".lock")):
-            found = _read(runs, user)  # while this waited, another process may have asked
+        with ExitStack() as held:
+            _lock(runs, user, held)
+            found = _newest(runs, user)  # while this waited, another process may have asked
             _ask(found, job_ids, user)
             _write(runs, user, found)
-    except OSError:  # somebody else's folder, or a full disk: this process remembers it for itself
-        found = max(found, _unwritten.get((runs, user), found), key=lambda each: each.time)
-        _unwritten[runs, user] = found
+            _unwritten.pop((runs, user), None)
+    except (OSError, RunBusyError):  # somebody else's folder, a full disk, or a process that died as it asked
+        _unwritten[runs, user] = found  # for this process alone
         _ask(found, job_ids, user)
     return found
 
@@ -91,13 +95,36 @@ def ask_anew(runs: Path) -> None:
     """Let the next look ask squeue: this process has just changed the queue."""
     user = os.getuid()
     # If it cannot be written down, a look may be 30 s late.
-    with suppress(OSError, RunBusyError), locked(_path(runs, user).with_suffix(".lock")):
-        found = _read(runs, user)
+    with suppress(OSError, RunBusyError), ExitStack() as held:
+        _lock(runs, user, held)
+        found = _newest(runs, user)
         found.time = 0.0
         _write(runs, user, found)
+        _unwritten.pop((runs, user), None)
 
 
-_unwritten: dict[tuple[Path, int], Queue] = {}
+_unwritten: dict[tuple[Path, int], Queue] = {}  # what this process remembers for itself
+
+
+def _lock(runs: Path, user: int, held: ExitStack) -> None:
+    """Keep other processes from asking until `held` is left.
+
+    Raises:
+        RunBusyError: If the marker of another process stands for the lock, and stays.
+    """
+    path = _path(runs, user).with_suffix(".lock")
+    ends = time.monotonic() + (0.0 if (runs, user) in _unwritten else _PATIENCE_S)  # not in vain once more
+    while True:
+        try:
+            held.enter_context(locked(path, wait=False))
+            return
+        except RunBusyError as error:
+            if error.where == str(path):  # a lock of the kernel, whose process lives, and has its answer soon
+                held.enter_context(locked(path))
+                return
+            if time.monotonic() >= ends:
+                raise
+        time.sleep(_POLL_S)
 
 
 def _is_fresh(found: Queue) -> bool:
@@ -155,7 +182,12 @@ def _remember(found: Queue, job_ids: Iterable[str], jobs: dict[str, JobState], n
 
 
 def _path(runs: Path, user: int) -> Path:
-    return runs / f".slurm-{user}.json"
+    return runs / f".slurm-{user}-for-{os.getuid()}.json"
+
+
+def _newest(runs: Path, user: int) -> Queue:
+    found = _read(runs, user)
+    return max(found, _unwritten.get((runs, user), found), key=lambda each: each.time)
 
 
 def _read(runs: Path, user: int) -> Queue:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from jobs.slurm import TIMEOUT_S, answer
 from launcher.errors import SlurmUnavailableError
 
-_TIMEOUT_S = 60
 # States of jobs that do not come back by themselves.
 _ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()  # noqa: SIM905
@@ -69,7 +69,8 @@ def queue(user: int | None = None) -> dict[str, JobState]:
         SlurmUnavailableError: If squeue is missing or does not answer.
     """
     whose = f"--user={os.getuid() if user is None else user}"
-    return _by_job(_run(["squeue", whose, "--noheader", "--states=all", "--format=%F|%T|%r"]))
+    # Without `--all` it passes over jobs in hidden partitions, also over the user's own.
+    return _by_job(_run(["squeue", whose, "--all", "--noheader", "--states=all", "--format=%F|%T|%r"]))
 
 
 def accounted(job_ids: Sequence[str], user: int) -> dict[str, JobState]:
@@ -86,7 +87,9 @@ def accounted(job_ids: Sequence[str], user: int) -> dict[str, JobState]:
         "--format=JobID,State",
         f"--jobs={','.join(job_ids)}",
     ]
-    return _by_job(_run(["sacct", *what]))
+    rows = _run(["sacct", *what]).splitlines()
+    # A job that lost a node without ending has a row for each size that it had before.
+    return _by_job("\n".join(row for row in rows if "RESIZING" not in row))
 
 
 def living_jobs(job_ids: Sequence[str]) -> set[str]:
@@ -103,6 +106,8 @@ def living_jobs(job_ids: Sequence[str]) -> set[str]:
 def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
     """Cancel jobs: those that wait at once, those that run once they have saved their state.
 
+    Those that are suspended end at once as well, as after a kill: SLURM hands them no signal.
+
     Args:
         job_ids: What to cancel.
         now: Kill what runs.
@@ -114,7 +119,8 @@ def cancel_jobs(job_ids: Sequence[str], *, now: bool) -> None:
         _run(["scancel", "--quiet", "--full", "--signal=KILL", *job_ids])
         _run(["scancel", "--quiet", *job_ids])
         return
-    _run(["scancel", "--quiet", "--state=PENDING", *job_ids])
+    for state in ("PENDING", "SUSPENDED"):
+        _run(["scancel", "--quiet", f"--state={state}", *job_ids])
     # Not SIGTERM, after which SLURM kills within `KillWait`: a large state may take longer to write.
     _run(["scancel", "--quiet", "--state=RUNNING", "--signal=USR2", *job_ids])
 
@@ -200,10 +206,7 @@ def _to_go(job: JobState) -> int:
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-        # `scancel --quiet` fails without a word where a job has ended meanwhile.
-        if done.returncode and (done.stderr or "--quiet" not in command):
-            done.check_returncode()
+        return answer(command)
     except FileNotFoundError as error:
         raise SlurmUnavailableError(
             f"`{command[0]}` must be on the PATH, but is not.",
@@ -212,15 +215,17 @@ def _run(command: list[str]) -> str:
         ) from error
     except subprocess.TimeoutExpired as error:
         raise SlurmUnavailableError(
-            f"`{command[0]}` must answer, but has not for {_TIMEOUT_S} s.",
+            f"`{command[0]}` must answer, but has not for {TIMEOUT_S} s.",
             where=shlex.join(command),
             fix="try again later",
         ) from error
     except subprocess.CalledProcessError as error:
+        # `scancel --quiet` fails without a word where a job has ended meanwhile.
+        if "--quiet" in command and not error.stderr:
+            return str(error.stdout)
         said = "; ".join(line.strip() for line in error.stderr.splitlines() if line.strip())
         raise SlurmUnavailableError(
             f"`{command[0]}` must succeed, but said: {said or f'nothing, exit status {error.returncode}'}",
             where=shlex.join(command),
             fix="sinfo  # does SLURM answer?",
         ) from error
-    return done.stdout

@@ -23,9 +23,9 @@ def command(run: str, anomaly: str, device: str | None, float32: bool, as_json: 
 
     flags = [*(("--device", device) if device else ()), *(["--float32"] if float32 else [])]
     flags += ["--json"] if as_json else []
-    # A process of its own: this one never loads torch.
+    # A process of its own: this one never loads torch. `-P`: not `jobs` of a checkout one stands in.
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.replay", str(find_run(run)), anomaly, *flags], check=False
+        [sys.executable, "-P", "-m", "jobs.replay", str(find_run(run)), anomaly, *flags], check=False
     )
     if done.returncode:
         raise click.exceptions.Exit(done.returncode)

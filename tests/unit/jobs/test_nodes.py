@@ -266,10 +266,11 @@ def test_what_is_left_of_an_execution_is_not_asked_by_the_next_one(monkeypatch: 
     """Neither after a requeue, nor by jobs of the same user on the same node."""
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[08-09]")
     jobs = [Execution(str(number), restart, 0, 2) for number in range(990, 1000) for restart in range(7)]
+    late = [Execution(str(number), 0, 0, 2) for number in range(0, 20_000, 7)]
 
     hosts, ports = zip(*map(endpoint, jobs), strict=True)
 
     assert set(hosts) == {"gpu08"}
     assert len(set(ports)) == len(jobs)
-    assert all(1024 < port < 65536 for port in ports)
+    assert all(1024 < port < 32768 for port in (*ports, *(endpoint(job)[1] for job in late)))  # not ephemeral
     assert endpoint(Execution("17", 0, 0, 1)) == ("localhost", 0)

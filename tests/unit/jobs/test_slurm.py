@@ -18,6 +18,7 @@ from jobs.slurm import (
     duration_s,
     has_node,
     is_on_nodes,
+    known_nodes,
     num_nodes,
     requeue,
     why_ended,
@@ -95,6 +96,49 @@ def test_what_a_user_writes_into_a_job_is_no_word_of_slurm(stand: Stand, field: 
     assert why_signalled(MINE, signal_delay_s=30)[0] == Cause.STOPPED
     assert is_on_nodes("126", 0)
     assert num_nodes(MINE) == 1
+
+
+def test_a_folder_whose_name_is_no_utf8_hides_no_reason(stand: Stand) -> None:
+    stand.shows(end=30)
+    shown = stand.folder / "scontrol.out"
+    shown.write_bytes(shown.read_bytes().replace(b"/home/me", "/home/Käthe".encode("latin-1")))
+
+    assert why_signalled(MINE, signal_delay_s=30)[0] == Cause.TIME_LIMIT
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SACCT_LOCAL",
+        "SCANCEL_INTERACTIVE",
+        "SCANCEL_PARTITION",
+        "SCONTROL_LOCAL",
+        "SINFO_PARTITION",
+        "SQUEUE_PARTITION",
+        "SQUEUE_FORMAT2",
+        "SQUEUE_USERS",
+    ],
+)
+def test_what_a_user_set_for_a_command_is_not_meant_for_its_use_here(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stays = {"SLURM_CONF": "/etc/b.conf", "SLURM_CLUSTERS": "b", "SQUEUE_ALL": "1", "SINFO_FEDERATION": "1"}
+    for each in (name, *stays):
+        monkeypatch.setenv(each, stays.get(each, "debug"))
+
+    told = dict(line.split("=", 1) for line in slurm.answer(["env"]).splitlines() if "=" in line)
+
+    assert name not in told
+    assert told.items() >= stays.items()
+
+
+def test_of_nodes_those_are_known_that_slurm_has(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand.says("sinfo", "gpu07\ngpu07\ngpu08\n")
+
+    assert known_nodes(["gpu08", "gpu99", "gpu07"]) == ["gpu08", "gpu07"]
+    assert known_nodes([]) == []
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert known_nodes(["gpu99"]) == ["gpu99"]
 
 
 def test_without_scontrol_a_signal_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

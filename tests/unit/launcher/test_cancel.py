@@ -91,6 +91,7 @@ def test_cancelling_on_slurm_marks_the_run_and_its_boxes_first(run_dir: Path, sl
 
     assert (slurm / "asked").read_text().splitlines() == [
         "--quiet --state=PENDING 17 18",
+        "--quiet --state=SUSPENDED 17 18",
         "--quiet --state=RUNNING --signal=USR2 17 18",
     ]
     assert (slurm / "seen").read_text().split().count("cancelled") == 2

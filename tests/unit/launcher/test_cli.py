@@ -353,6 +353,7 @@ def test_replay_starts_a_process_of_its_own_and_ends_as_it_does(
     assert started == [
         [
             sys.executable,
+            "-P",
             "-m",
             "jobs.replay",
             str(run_dir),

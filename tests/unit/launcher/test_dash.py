@@ -36,7 +36,7 @@ def runs(tmp_path: Path) -> Iterator[Path]:
 
 def univip(runs: Path, *arguments: str, path: str = "/nowhere") -> tuple[int, list[str]]:
     """Exit status of a command line, and what it says, on a machine with the programs of a path."""
-    command = [sys.executable, "-m", "launcher.cli.main", "--runs", str(runs), "dash", *arguments]
+    command = [sys.executable, "-P", "-m", "launcher.cli.main", "--runs", str(runs), "dash", *arguments]
     environment = {**os.environ, "PATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr.splitlines()
@@ -67,6 +67,16 @@ def test_it_is_started_once_and_stopped(runs: Path) -> None:
         get(url)
     assert univip(runs, "--down") == (0, ["nothing was running"])
     assert not (runs / ".dash" / "dash.json").exists()
+
+
+def test_what_is_left_running_is_this_installation_also_in_another_checkout(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "__init__.py").write_text("raise ImportError('of another checkout')")
+    monkeypatch.chdir(tmp_path)
+
+    assert univip(runs, "--up", "--port", "0")[0] == 0
 
 
 def test_for_other_machines_a_token_is_made_that_only_its_owner_reads(runs: Path) -> None:

@@ -63,6 +63,19 @@ def test_a_python_that_crashes_over_torch_is_told(monkeypatch: pytest.MonkeyPatc
     assert doctor.look_here()["error"] == "Illegal instruction"
 
 
+def test_the_torch_of_this_installation_is_looked_at_also_in_another_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("installed", "checkout"):
+        (tmp_path / name / "jobs").mkdir(parents=True)
+        (tmp_path / name / "jobs" / "__init__.py").touch()
+        (tmp_path / name / "jobs" / "probe.py").write_text(f'print(\'{{"host": "{name}"}}\')')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    monkeypatch.chdir(tmp_path / "checkout")
+
+    assert doctor.look_here() == {"host": "installed"}
+
+
 def test_a_folder_of_runs_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     rows = {row.check: row for row in doctor.runs_folder(tmp_path / "a" / "runs", asks_kind=False)}
 
@@ -92,6 +105,19 @@ def test_the_file_system_of_a_folder_is_that_of_the_nearest_mount() -> None:
     assert doctor.file_system(Path("/home/me/my disk/runs"), mounts) == "tmpfs"
     assert doctor.file_system(Path("/homework"), mounts) == "ext4"
     assert doctor.file_system(Path("/homework"), "") == ""
+
+
+def test_of_a_link_the_file_system_is_told_that_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch")
+    kinds = {tmp_path.resolve() / "scratch": "lustre", tmp_path / "runs": "ext4"}
+    monkeypatch.setattr(doctor, "file_system", lambda path, mounts: kinds[path])
+
+    *_, shared = doctor.runs_folder(tmp_path / "runs", asks_kind=True)
+
+    assert (shared.level, shared.found) == (Level.OK, f"{tmp_path / 'runs'} is on lustre")
 
 
 @pytest.fixture
@@ -194,6 +220,20 @@ def test_prometheus_is_where_the_dash_left_it(server: str, tmp_path: Path) -> No
     write_json_of_dash(tmp_path, "http://127.0.0.1:1")
     row = doctor.prometheus(tmp_path)
     assert (row.level, row.fix) == (Level.WARN, "univip dash --up")
+
+
+def test_the_prometheus_of_another_user_is_not_looked_for(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their `.dash` is a folder that only they may read."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(f"{path} belongs to somebody else")
+
+    monkeypatch.setattr(doctor, "read_json", refuse)
+    monkeypatch.setattr(doctor, "_PROMETHEUS", server)
+
+    assert doctor.prometheus(tmp_path) == doctor.ok("Prometheus", f"{server} is ready")
 
 
 def write_json_of_dash(runs: Path, address: str) -> None:

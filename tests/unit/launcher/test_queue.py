@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs import locks
 from jobs.config import Config, RunHeader, RunKind, store
 from jobs.outcomes import read_json, write_json
 from jobs.requests import CANCELLED_FILE, Request, Stage
@@ -255,10 +260,107 @@ def test_the_runs_of_another_user_are_looked_for_among_their_jobs(
     assert slurm.calls() == ["squeue", "squeue"]  # of each user
 
 
+def test_what_one_user_was_told_is_not_what_another_one_reads(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be less (`PrivateData=jobs`), and in files that only its writer may read."""
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    for _ in range(2):
+        assert look(tmp_path, ["7"], user=owner).get("7") is None
+    before = {path: path.read_bytes() for path in tmp_path.glob(".slurm-*")}
+    monkeypatch.setattr(os, "getuid", lambda: owner)
+    slurm.says(squeue="7|RUNNING|None\n")
+
+    found = [look(tmp_path, ["7"], user=owner).get("7") for _ in range(2)]
+
+    assert found == [JobState("RUNNING", "None")] * 2
+    assert slurm.calls() == ["squeue", "squeue"]
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a process of another machine that asks, on a file system without locks."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(locks, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(queue_module, "_PATIENCE_S", 0.1)
+    path = queue_module._path(tmp_path, os.getuid()).with_suffix(".lock.owner")
+    path.write_text("17\nanother-machine\n")
+    return path
+
+
+def test_who_died_while_it_asked_keeps_nobody_from_an_answer(
+    slurm: Slurm, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.says(squeue="7|RUNNING|None\n")
+    asleep: list[float] = []
+    sleep = time.sleep
+
+    def doze(seconds: float) -> None:
+        asleep.append(seconds)  # subprocess sleeps as well
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", doze)
+
+    assert look(tmp_path, ["7"]).get("7") == JobState("RUNNING", "None")
+    waits = asleep.count(queue_module._POLL_S)
+    states = [look(tmp_path, [job_id]).get("7") for job_id in ("7", "8", "9")]
+    ask_anew(tmp_path)
+
+    assert states == [JobState("RUNNING", "None")] * 3
+    assert slurm.calls() == ["squeue"]
+    assert waits > 0
+    assert asleep.count(queue_module._POLL_S) == waits  # once is enough
+    assert marker.exists()
+
+
+def test_once_the_marker_is_gone_all_processes_share_one_answer_again(
+    slurm: Slurm, tmp_path: Path, marker: Path
+) -> None:
+    look(tmp_path, ["7"])
+    marker.unlink()
+    slurm.says(squeue="7|RUNNING|None\n")
+
+    ask_anew(tmp_path)
+
+    assert look(tmp_path, ["7"]).get("7") == JobState("RUNNING", "None")
+    assert read_json(queue_module._path(tmp_path, os.getuid())) is not None
+    assert slurm.calls() == ["squeue", "squeue"]
+
+
+def test_who_comes_while_another_process_asks_waits_for_its_answer(slurm: Slurm, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    slurm.answers("squeue", f"echo squeue >> {slurm.folder}/calls; until [ -e {go} ]; do sleep 0.01; done")
+    code = (
+        "import sys; from pathlib import Path; from launcher import queue; queue._PATIENCE_S = 0.0; "
+        "Path(sys.argv[2]).touch(); queue.look(Path(sys.argv[1]), ['7'])"
+    )
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(tmp_path / name)])
+
+    with start("first") as first:
+        while not slurm.calls():
+            time.sleep(0.01)
+        with start("second") as second:
+            while not (tmp_path / "second").exists():
+                time.sleep(0.01)
+            time.sleep(0.3)  # it has come to the lock, and would have asked
+            go.touch()
+            assert [first.wait(60), second.wait(60)] == [0, 0]
+
+    assert slurm.calls() == ["squeue"]
+
+
 def test_in_a_folder_that_cannot_be_written_a_process_remembers_for_itself(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> Iterator[None]:
+    def refuse(path: Path, *, wait: bool = True) -> Iterator[None]:
         raise PermissionError(f"{path} belongs to somebody else")
 
     monkeypatch.setattr(queue_module, "locked", refuse)

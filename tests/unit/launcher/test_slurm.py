@@ -41,6 +41,33 @@ def test_the_accounting_says_how_jobs_ended(bin_folder: Path) -> None:
     assert accounted(["7", "8"], 1000) == {"7": JobState("CANCELLED"), "8": JobState("OUT_OF_MEMORY")}
 
 
+def test_a_job_that_lost_a_node_has_ended_as_its_last_row_says(bin_folder: Path) -> None:
+    """Of each size that it had before there is a row."""
+    command(bin_folder, "sacct", "printf '7|RESIZING\\n7|FAILED\\n8|RESIZING\\n8|RUNNING\\n'")
+    command(bin_folder, "squeue", "printf '9|RESIZING|None\\n'")
+
+    assert accounted(["7", "8"], 1000) == {"7": JobState("FAILED"), "8": JobState("RUNNING")}
+    assert living_jobs(["9"]) == {"9"}  # while it loses one
+
+
+def test_what_a_user_set_for_squeue_hides_no_job(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "debug")
+    monkeypatch.setenv("SLURM_CLUSTERS", "east")
+    command(
+        bin_folder,
+        "squeue",
+        '[ "$SQUEUE_PARTITION" = debug ] && exit; [ "$SLURM_CLUSTERS" = east ] && echo "17|RUNNING|None"',
+    )
+
+    assert living_jobs(["17"]) == {"17"}
+
+
+def test_jobs_in_hidden_partitions_are_asked_for(bin_folder: Path) -> None:
+    command(bin_folder, "squeue", 'case "$*" in *" --all "*) echo "17|RUNNING|None" ;; esac')
+
+    assert living_jobs(["17"]) == {"17"}
+
+
 def test_lines_that_name_a_cluster_are_passed_over(bin_folder: Path) -> None:
     """With SLURM_CLUSTERS set the commands head each cluster's lines, and part them by blank ones."""
     command(
@@ -60,6 +87,7 @@ def test_a_job_is_asked_before_it_is_killed(bin_folder: Path) -> None:
 
     assert (bin_folder / "asked").read_text().splitlines() == [
         "--quiet --state=PENDING 1 2",
+        "--quiet --state=SUSPENDED 1 2",  # to which scancel hands no signal, and tries for minutes
         "--quiet --state=RUNNING --signal=USR2 1 2",
         "--quiet --full --signal=KILL 3",
         "--quiet 3",
