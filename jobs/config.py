@@ -8,6 +8,9 @@ loaded only to read or write the file.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -107,6 +110,15 @@ class PathsConfig:
     def umask(self) -> int:
         """What to take away from everything that is made in a run directory."""
         return 0o777 & ~int(self.mode, 8)
+
+    @contextmanager
+    def as_open(self) -> Iterator[None]:
+        """Everything made meanwhile, by processes that are started as well, is as open as `mode` says."""
+        before = os.umask(self.umask)
+        try:
+            yield
+        finally:
+            os.umask(before)
 
 
 @dataclass(frozen=True)

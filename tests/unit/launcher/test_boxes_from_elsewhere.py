@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,24 @@ def test_what_was_imported_can_be_exported(
     assert run(["proposals", "export", "@last", str(tmp_path / "48.json"), "--min-size", "48"]) == 2
     assert "must be one of [64, 96] px" in refused(said)[0]
     assert not (tmp_path / "48.json").exists()
+
+
+def test_all_that_is_made_is_as_open_as_paths_mode_says(
+    boxes: Path, data: list[str], runs: Path, said: Said
+) -> None:
+    mine = os.umask(0o077)
+    try:
+        assert run(["proposals", "import", str(boxes), *data, "paths.mode=750"]) == 0
+        assert run(["proposals", "filter", "@last", "proposals.max_iou=0.3"]) == 0
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(mine)
+
+    names = [line for line in said()[0] if line.startswith("proposals-")]
+    made = [path for name in names for path in (runs / name).rglob("*")]
+    assert len({path.name for path in made if path.name in ("proposals.arrow", "attempts")}) == 2
+    closed = [path for path in made if path.stat().st_mode & 0o077 != (0o050 if path.is_dir() else 0o040)]
+    assert closed == []
 
 
 def test_boxes_are_filtered_anew_into_the_run_that_training_looks_for(
