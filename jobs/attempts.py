@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import socket
 import time
 import uuid
@@ -189,7 +190,7 @@ def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[At
                 raise RunBusyError(
                     f"run `{run_dir.name}` is already running: process {other.pid} on {other.host}",
                     where=str(other.directory(run_dir)),
-                    fix=f"univip cancel {run_dir.name}",
+                    fix=f"univip cancel {shlex.quote(str(run_dir))}",
                 )
     if mine.slurm_job_id:
         _close_lost(run_dir, mine)

@@ -6,6 +6,7 @@ in the same way. They run in the command that asks for them; the same command go
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -160,7 +161,7 @@ def open_boxes(run_dir: Path) -> tuple[ProposalStore, ImageIndex]:
         raise ConfigError(
             f"run `{run_dir.name}` must have boxes, but has none yet.",
             where=str(files),
-            fix=f"univip resume {run_dir.name}",
+            fix=f"univip resume {shlex.quote(str(run_dir))}",
         )
     return ProposalStore.open(files / STORE_NAME), ImageIndex.open(files / INDEX_NAME)
 

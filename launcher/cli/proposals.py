@@ -113,7 +113,7 @@ def filter_(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
         raise ConfigError(
             f"the limits must differ from those of `{header.id}`, but do not.",
             where=str(source_dir),
-            fix=f"univip proposals show '#0' {header.id}",
+            fix=f"univip proposals show '#0' {shlex.quote(str(source_dir))}",
         )
     run_dir = make_run(config, header)
     with config.paths.as_open(), render.progress("filtering", header.num_images, "images") as tell:

@@ -237,8 +237,10 @@ def test_limits_that_make_no_other_run_are_refused(
         (["proposals.max_iou=0.5"], "the limits must differ from those of"),
     ):
         assert run(["proposals", "filter", "@last", *limits]) == 2
-        assert says in refused(said)[0]
+        what, _, refused_fix = refused(said)
+        assert says in what
 
+    assert refused_fix == f"  fix:   univip proposals show '#0' {before[-1]}"
     assert sorted(runs.iterdir()) == before
 
 
