@@ -18,6 +18,7 @@ import numpy as np
 from jobs import proposals
 from jobs.attempts import attempt
 from jobs.config import INDEX_NAME, Config, data_dir, load, load_header
+from jobs.identity import run_facts
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.atomic import replacing
@@ -177,13 +178,7 @@ def _limits(config: Config) -> dict[str, Any]:
 @contextmanager
 def _stage(run_dir: Path, kind: str) -> Iterator[Journal]:
     """An attempt at one stage, as `run_job` makes it, but in this process."""
-    config, header = load(run_dir), load_header(run_dir)
-    run = {
-        "experiment": config.experiment or str(config.method.name),
-        "method": str(config.method.name),
-        "config_hash": header.id[-8:],
-        "num_images": header.num_images,
-    }
+    run = run_facts(run_dir)
     with attempt(run_dir, kind) as mine, Journal(run_dir, attempt=mine.number, source=kind) as journal:
         journal.record("attempt", host=mine.host, slurm_job_id=mine.slurm_job_id, stage="proposals")
         journal.record("run", state="proposals", **run)
