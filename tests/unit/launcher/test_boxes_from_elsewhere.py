@@ -131,6 +131,20 @@ def test_what_was_imported_can_be_exported(
     assert not (tmp_path / "48.json").exists()
 
 
+def test_a_picture_is_named_as_the_help_says(
+    boxes: Path, data: list[str], runs: Path, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["proposals", "import", str(boxes), *data]) == 0
+    said()
+
+    assert run(["proposals", "show", "#2"]) == 0
+    assert said()[0] == ["2.png"]
+    assert run(["proposals", "show", "--help"]) == 0
+    words = " ".join(" ".join(said()[0]).split())
+    assert "(default: ID.png here, or ID-epoch-N.png with --sample)" in words
+
+
 def test_all_that_is_made_is_as_open_as_paths_mode_says(
     boxes: Path, data: list[str], runs: Path, said: Said
 ) -> None:
