@@ -12,13 +12,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import socket
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from jobs import slurm
 from jobs.outcomes import Cause, ExitCode, write_json
@@ -107,7 +109,7 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
     """Every attempt of a run in order; one whose file is not written yet is left out."""
     folder = f"{run_dir}/attempts"
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.isdigit())
+        names = sorted((entry.name for entry in os.scandir(folder) if entry.name.isdigit()), key=int)
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = (_read(f"{folder}/{name}/attempt.json") for name in names)
@@ -121,10 +123,20 @@ def _read(path: str) -> Attempt | None:
         stamp = status.st_ino, status.st_mtime_ns
         known = _known.get(path)
         if known is None or known[0] != stamp:
-            known = _known[path] = stamp, Attempt(**json.loads(Path(path).read_text(encoding="utf-8")))
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            known = _known[path] = stamp, Attempt(**known_fields(Attempt, document))
     except FileNotFoundError:
         return None
     return known[1]
+
+
+def known_fields(schema: type, document: dict[str, Any]) -> dict[str, Any]:
+    """What `schema` has of a document: another version of this package may have written more.
+
+    The jobs of one run may be of two versions, since a job that waits keeps the code it was submitted with.
+    """
+    names = {each.name for each in fields(schema)}
+    return {name: value for name, value in document.items() if name in names}
 
 
 def newest_attempt(run_dir: Path) -> int:
@@ -178,7 +190,7 @@ def attempt(run_dir: Path, stage: str, *, exclusive: bool = True) -> Iterator[At
                 raise RunBusyError(
                     f"run `{run_dir.name}` is already running: process {other.pid} on {other.host}",
                     where=str(other.directory(run_dir)),
-                    fix=f"univip cancel {run_dir.name}",
+                    fix=f"univip cancel {shlex.quote(str(run_dir))}",
                 )
     if mine.slurm_job_id:
         _close_lost(run_dir, mine)

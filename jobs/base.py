@@ -21,9 +21,9 @@ from types import FrameType
 
 from jobs import slurm
 from jobs.attempts import Attempt, RunBusyError, attempt
-from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header, num_images
+from jobs.config import Config, RunHeader, RunKind, data_dir, load, load_header
 from jobs.futile import unless_in_vain, won
-from jobs.identity import changed_keys
+from jobs.identity import changed_keys, run_facts
 from jobs.outcomes import Cause, ExitCode, Outcome
 from jobs.requests import is_cancelled
 from jobs.unfit import unfit_hosts
@@ -220,13 +220,7 @@ def _work(kind: str, run_dir: Path, mine: Attempt, journal: Journal) -> None:
     """Everything but training, told to the journal."""
     config, header = load(run_dir), load_header(run_dir)
     stage = "evaluate" if kind == "evaluate" else "proposals"
-    method = str(config.method.name)
-    run = {
-        "experiment": config.experiment or method,
-        "method": method,
-        "config_hash": header.id[-8:],
-        "num_images": num_images(run_dir, header),
-    }
+    run = run_facts(run_dir)
     journal.record("attempt", host=mine.host, slurm_job_id=mine.slurm_job_id, stage=stage)
     journal.record("run", state="evaluating" if stage == "evaluate" else "proposals", **run)
     try:

@@ -53,6 +53,8 @@ def suggestion(key: str, config: Config | None = None) -> str:
     value = _value(Config(), key)
     if isinstance(value, bool):
         return f"{key}={str(value).lower()}"
+    if isinstance(value, list):
+        return f'"{key}={str(value).replace(" ", "")}"'  # a shell would look for files of such names
     return f"{key}={'null' if value is None else str(value).replace(' ', '')}"
 
 

@@ -8,11 +8,14 @@ loaded only to read or write the file.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from jobs.outcomes import read_json
 from monitoring.config import MonitoringConfig
@@ -108,6 +111,15 @@ class PathsConfig:
         """What to take away from everything that is made in a run directory."""
         return 0o777 & ~int(self.mode, 8)
 
+    @contextmanager
+    def as_open(self) -> Iterator[None]:
+        """Everything made meanwhile, by processes that are started as well, is as open as `mode` says."""
+        before = os.umask(self.umask)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -175,6 +187,9 @@ def to_yaml(config: Config, header: RunHeader) -> str:
 
 def load(run_dir: Path) -> Config:
     """The configuration a run was started with.
+
+    Keys that this version does not know are left out where they say where or how the run executes: whoever
+    submits it again says so anew. Elsewhere they made it the run that it is.
 
     Raises:
         ConfigError: If there is no such run, or another version of this package wrote it.
@@ -258,7 +273,7 @@ def _read(path: Path) -> tuple[Config, RunHeader]:
         header = OmegaConf.merge(OmegaConf.structured(RunHeader), stored.pop("run"))
         if header.format > FILE_FORMAT:
             raise ValueError(f"format {header.format} is newer than {FILE_FORMAT}")
-        config = OmegaConf.merge(thawed_schema(), stored)
+        config = OmegaConf.merge(thawed_schema(), _without_unknown_site(stored, Config))
         found = OmegaConf.to_object(config), OmegaConf.to_object(header)
     except FileNotFoundError as error:
         raise ConfigError(
@@ -275,6 +290,22 @@ def _read(path: Path) -> tuple[Config, RunHeader]:
     assert isinstance(found[0], Config)
     assert isinstance(found[1], RunHeader)
     return found[0], found[1]
+
+
+def _without_unknown_site(section: Any, schema: type, *, is_site: bool = False) -> Any:
+    """A section as it lies in a file, without the unknown keys of what is marked as site."""
+    if not isinstance(section, dict):  # refused later
+        return section
+    known, types = {each.name: each for each in fields(schema)}, get_type_hints(schema)
+    kept = {}
+    for name, value in section.items():
+        if name in known:
+            is_section = isinstance(types[name], type) and is_dataclass(types[name])
+            inside = is_site or bool(known[name].metadata.get("site"))
+            kept[name] = _without_unknown_site(value, types[name], is_site=inside) if is_section else value
+        elif not is_site:  # refused later
+            kept[name] = value
+    return kept
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,7 @@ def evaluate(config: Config, run_dir: Path, observer: Observer) -> None:
         raise CheckpointError(
             "the run has no checkpoint to evaluate",
             where=str(manager.directory),
-            fix=f"univip resume {run_dir.name}",
+            fix=f"univip resume {shlex.quote(str(run_dir))}",
         )
     result = measure(config, run_dir, manager.path(found.data_step), observer)
     write_json(results / RESULT, result)

@@ -12,9 +12,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from jobs.config import Config, RunKind
+from jobs.config import Config, RunKind, load, load_header, num_images
 from univip.config import SEARCH, MethodName
 
 IDENTITY_FORMAT = 1
@@ -38,6 +39,18 @@ def config_hash(config: Config, fingerprint: str, kind: RunKind) -> str:
         changed = {key: value for key, value in changed.items() if not key.startswith("proposals.")}
     document = {"format": IDENTITY_FORMAT, "kind": str(kind), "fingerprint": fingerprint, "changed": changed}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def run_facts(run_dir: Path) -> dict[str, Any]:
+    """What each stage writes to the journal of what the run is; metrics are labelled with it."""
+    config, header = load(run_dir), load_header(run_dir)
+    method = str(config.method.name)
+    return {
+        "experiment": config.experiment or method,
+        "method": method,
+        "config_hash": header.id.rpartition("-")[2],
+        "num_images": num_images(run_dir, header),
+    }
 
 
 def changed_keys(section: Any, prefix: str = "") -> dict[str, Any]:

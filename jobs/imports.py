@@ -6,6 +6,7 @@ in the same way. They run in the command that asks for them; the same command go
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import numpy as np
 from jobs import proposals
 from jobs.attempts import attempt
 from jobs.config import INDEX_NAME, Config, data_dir, load, load_header
+from jobs.identity import run_facts
 from jobs.outcomes import Cause, ExitCode, Outcome
 from monitoring.journal import Journal
 from univip.atomic import replacing
@@ -160,7 +162,7 @@ def open_boxes(run_dir: Path) -> tuple[ProposalStore, ImageIndex]:
         raise ConfigError(
             f"run `{run_dir.name}` must have boxes, but has none yet.",
             where=str(files),
-            fix=f"univip resume {run_dir.name}",
+            fix=f"univip resume {shlex.quote(str(run_dir))}",
         )
     return ProposalStore.open(files / STORE_NAME), ImageIndex.open(files / INDEX_NAME)
 
@@ -176,13 +178,7 @@ def _limits(config: Config) -> dict[str, Any]:
 @contextmanager
 def _stage(run_dir: Path, kind: str) -> Iterator[Journal]:
     """An attempt at one stage, as `run_job` makes it, but in this process."""
-    config, header = load(run_dir), load_header(run_dir)
-    run = {
-        "experiment": config.experiment or str(config.method.name),
-        "method": str(config.method.name),
-        "config_hash": header.id[-8:],
-        "num_images": header.num_images,
-    }
+    run = run_facts(run_dir)
     with attempt(run_dir, kind) as mine, Journal(run_dir, attempt=mine.number, source=kind) as journal:
         journal.record("attempt", host=mine.host, slurm_job_id=mine.slurm_job_id, stage="proposals")
         journal.record("run", state="proposals", **run)

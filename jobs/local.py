@@ -21,7 +21,7 @@ from types import FrameType
 
 from jobs.attempts import RunBusyError, living_attempts, start_ticks
 from jobs.locks import locked
-from jobs.outcomes import Cause, ExitCode, Outcome, write_json
+from jobs.outcomes import Cause, ExitCode, Outcome, read_json, write_json
 from jobs.requests import SUPERVISOR_FILE, VISIBLE_GPUS, Request, Stage
 
 _POLL_S = 0.2
@@ -70,6 +70,7 @@ class _Supervisor:
         self._is_killing = False
         self._last_heartbeat = 0.0
         self._is_told = True  # whether the newest state could be written
+        self._told: set[str] = set()  # runs beside the one asked for that hold a `supervisor.json` of this
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._cancel)
         for number in (signal.SIGHUP, signal.SIGUSR2):
@@ -93,7 +94,8 @@ class _Supervisor:
             self._outcome = "failed"
             raise
         finally:
-            self._publish()
+            # From another machine, a run that is not told of the end is one that runs for ever.
+            self._publish(*filter(self._is_ours, self._told))
         return code
 
     def _wait_for(self, stage: Stage, held: ExitStack) -> None:
@@ -168,8 +170,17 @@ class _Supervisor:
         if time.monotonic() - self._last_heartbeat >= _HEARTBEAT_S:
             self._publish()
 
-    def _publish(self, run: str = "") -> None:
-        """Write `supervisor.json` in the run asked for, and in `run`."""
+    def _is_ours(self, run: str) -> bool:
+        """Whether no other supervisor has worked on `run` since."""
+        try:
+            document = read_json(self._run_dir.parent / run / SUPERVISOR_FILE) or {}
+        except OSError:  # writing it will tell
+            return True
+        return (document.get("host"), document.get("pid")) == (socket.gethostname(), os.getpid())
+
+    def _publish(self, *runs: str) -> None:
+        """Write `supervisor.json` in the run asked for, and in `runs`."""
+        self._told |= {*runs} - {self._run_dir.name}
         self._last_heartbeat = time.monotonic()
         document = {
             "request": self._request.id,
@@ -181,7 +192,7 @@ class _Supervisor:
             "outcome": self._outcome,
         }
         try:
-            for name in {self._run_dir.name, run} - {""}:
+            for name in {self._run_dir.name, *runs}:
                 write_json(self._run_dir.parent / name / SUPERVISOR_FILE, document)
             self._is_told = True
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import PIL.Image
@@ -93,7 +94,7 @@ def write_sample(run_dir: Path, image: str, output: Path | None, *, epoch: int) 
         raise ConfigError(
             f"run `{run_dir.name}` must be a training run to show a sample, but only makes boxes.",
             where=str(run_dir),
-            fix=f"univip proposals show '{image}' {run_dir.name}",
+            fix=f"univip proposals show {shlex.quote(image)} {shlex.quote(str(run_dir))}",
         )
     if header.proposals:
         refuse_missing(files / STORE_NAME, run_dir, "boxes")
@@ -111,7 +112,7 @@ def refuse_missing(path: Path, run_dir: Path, what: str) -> None:
         raise ConfigError(
             f"run `{run_dir.name}` must have {what} to show, but has none yet.",
             where=str(path.parent),
-            fix=f"univip resume {run_dir.name}",
+            fix=f"univip resume {shlex.quote(str(run_dir))}",
         )
 
 

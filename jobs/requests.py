@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.attempts import read_attempts
+from jobs.attempts import known_fields, read_attempts
 from jobs.outcomes import ExitCode, read_json, write_json
 
 FILE_NAME = "request.json"
@@ -105,7 +105,7 @@ class Request:
             "stages": [Stage(each["kind"], each["run"], each.get("after")) for each in document["stages"]],
             "unfinished": None if unfinished is None else cls._of(unfinished),
         }
-        return cls(**document | known)
+        return cls(**known_fields(cls, document) | known)
 
 
 def is_cancelled(run_dir: Path) -> bool:

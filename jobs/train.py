@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from jobs.config import Config, load_header, num_images
-from jobs.identity import config_hash
+from jobs.identity import config_hash, run_facts
 from jobs.reader import make_reader
 from monitoring import journal
 from univip.checkpoint.manager import CheckpointManager, Origin
@@ -81,12 +81,9 @@ def train_rank(
         observer.record(
             "run",
             state="training",
-            experiment=config.experiment,
-            method=str(config.method.name),
-            config_hash=header.id.rpartition("-")[2],
             target_steps=plan.target,
-            num_images=images,
             global_batch=config.train.global_batch,
+            **run_facts(run_dir),
         )
     hash_ = config_hash(config, header.fingerprint, header.kind)
     manager = CheckpointManager(

@@ -84,7 +84,7 @@ def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
 
     Raises:
         ConfigError: If a job may run for longer than its partition allows, or asks for more nodes than that
-            has.
+            has or gives to one job.
         SlurmUnavailableError: If there is no SLURM.
     """
     site = ask_site(asks_accounts=False)
@@ -101,9 +101,12 @@ def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
             raise _misfit(f"{stage} may run for {hours:g} h, but {partition.name} gives {longest:g} h", fix)
         num_nodes = sum(nodes.count for nodes in site.nodes if nodes.partition == partition.name)
         needed = job.parameters["nodes"]
-        if num_nodes and needed > num_nodes:  # of nodes that are hidden sinfo does not tell
-            found = f"{stage} needs {needed} nodes, but {partition.name} has {num_nodes}"
-            raise _misfit(found, f"cluster.nodes.min={num_nodes}")
+        # Of nodes that are hidden sinfo does not tell.
+        most = min(num_nodes or math.inf, partition.max_nodes)
+        if needed > most:
+            has = "has" if most == num_nodes else "gives one job"
+            found = f"{stage} needs {needed} nodes, but {partition.name} {has} {most:.0f}"
+            raise _misfit(found, f"cluster.nodes.min={most:.0f}")
 
 
 def explain_refusal(
@@ -252,7 +255,11 @@ def _nodes(site: Site, partition: Partition, stage: str, asked: ClusterConfig) -
         and nodes.memory_mb >= asked.mem_gb * 1024
     )
     needed = asked.nodes.min
-    if fitting < needed:
+    most_nodes = partition.max_nodes
+    if most_nodes < min(needed, fitting):
+        found = f"{_words(stage)} needs {needed} nodes, but {partition.name} gives one job {most_nodes:.0f}"
+        yield miss("nodes", found, f"cluster.nodes.min={most_nodes:.0f}")
+    elif fitting < needed:
         found = f"{fitting} of {needed} nodes have all that {_words(stage)} asks for; there are {all_kinds}"
         fewer = f"cluster.nodes.min={fitting}, or " if fitting else ""
         yield miss("nodes", found, f"{fewer}ask for less of each")
@@ -329,7 +336,7 @@ def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
         yield warn("node clock", what, "timedatectl  # on the node")
     if config.cluster.gpus_per_node and not found["driver"] and not found["error"]:
         what = f"torch {found['torch']}; {found['host']} was asked for a GPU, but has no NVIDIA driver"
-        yield warn("node torch", what, "cluster.partition=..., or +cluster.extra.gres=... of this site")
+        yield warn("node torch", what, "cluster.partition=..., or cluster.gres=... of this site")
     else:
         yield from torch_and_gpus("node torch", found)
 

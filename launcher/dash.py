@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import getpass
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from jobs.attempts import start_ticks
 from jobs.outcomes import read_json, write_json
@@ -105,7 +107,7 @@ def up(runs: Path, host: str, port: int, token_file: Path | None) -> list[str]:
         Lines that say where they are.
 
     Raises:
-        RefusedError: If it runs already.
+        RefusedError: If it runs already, here or on another machine.
         UnivipError: If it does not start.
     """
     folder = _folder(runs)
@@ -114,6 +116,15 @@ def up(runs: Path, host: str, port: int, token_file: Path | None) -> list[str]:
             f"the page must be down to be started, but process {living['pid']} serves it.",
             where=str(living["address"]),
             fix="univip dash --down",
+        )
+    document = read_json(folder / "dash.json")
+    if document and document["host"] != socket.gethostname():  # whether it lives cannot be seen from here
+        there, shown = document["host"], shlex.quote(str(runs))
+        raise RefusedError(
+            f"the page must be down to be started, but process {document['pid']} on {there} serves it.",
+            where=str(document["address"]),
+            fix=f"ssh {there} univip --runs {shown} dash --down; or, if {there} is gone, "
+            f"rm {shlex.quote(str(folder / 'dash.json'))}",
         )
     # `-P`: not `launcher` of a checkout one stands in.
     command = [sys.executable, "-P", "-m", "launcher.cli.main", "--runs", str(runs), "dash", "--host", host]
@@ -151,7 +162,7 @@ def down(runs: Path) -> list[str]:
 
 def _addresses(runs: Path, host: str, port: int, token: str) -> list[str]:
     """Where the page is, from here and from one's own machine."""
-    query = f"/?token={token}" if token else "/"
+    query = f"/?token={quote(token, safe='')}" if token else "/"
     is_everywhere = host in ("0.0.0.0", "::")
     shown = socket.gethostname() if is_everywhere else host
     from_here = "127.0.0.1" if is_everywhere or host == "localhost" else host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def start_local(run_dir: Path, request_id: str, code: Path) -> int:
             raise RefusedError(
                 f"run `{run_dir.name}` must be free, but process {owner.pid} on {owner.host} works on it.",
                 where=str(run_dir),
-                fix=f"univip logs {run_dir.name} -f",
+                fix=f"univip logs {shlex.quote(str(run_dir))} -f",
             )
         if is_over:
             break
@@ -60,7 +61,7 @@ def start_local(run_dir: Path, request_id: str, code: Path) -> int:
     raise UnivipError(
         "the local supervisor must start, but did not.",
         where=str(log_path.parent),
-        fix=f"univip logs {run_dir.name}",
+        fix=f"univip logs {shlex.quote(str(run_dir))}",
     )
 
 

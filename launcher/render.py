@@ -194,10 +194,11 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    for big, small, big_s, small_s in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
-        if big == "d" or whole < 60 * big_s * (1 if big == "min" else 24 / 60):
-            return f"{whole // big_s} {big} {whole % big_s // small_s} {small}"
-    raise AssertionError
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
 def moment(unix_s: float) -> str:

@@ -7,6 +7,7 @@ Parsing is apart from asking, so it is tested on what real clusters print.
 from __future__ import annotations
 
 import getpass
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Partition:
 
     Attributes:
         max_time_h: Longest job, hours; infinite where there is no limit.
+        max_nodes: Of one job; infinite where there is no limit.
         accounts: Accounts that may use it; None = all.
         qos: Qualities of service that may be asked for in it; None = all.
     """
@@ -39,6 +41,7 @@ class Partition:
     is_default: bool = False
     is_up: bool = True
     max_time_h: float = math.inf
+    max_nodes: float = math.inf
     accounts: frozenset[str] | None = None
     qos: frozenset[str] | None = None
 
@@ -146,6 +149,7 @@ def parse_partitions(shown: str) -> dict[str, Partition]:
                 is_default=words.get("Default") == "YES",
                 is_up=words.get("State") == "UP",
                 max_time_h=duration_s(words.get("MaxTime", "")) / 3600,
+                max_nodes=int(most) if (most := words.get("MaxNodes", "")).isdecimal() else math.inf,
                 accounts=_allowed(words.get("AllowAccounts", "ALL")),
                 qos=_allowed(words.get("AllowQos", "ALL")),
             )
@@ -217,12 +221,12 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
         "# Written by `univip doctor --write` from what SLURM says of this site; yours to edit.",
         *(f"# {partition.name}: {nodes}" for nodes in kinds),
         "cluster:",
-        f"  partition: {partition.name}",
+        f"  partition: {_scalar(partition.name)}",
     ]
     if account := site.account_of(cluster):
-        lines.append(f"  account: {account}")
+        lines.append(f"  account: {_scalar(account)}")
     if cluster.qos:
-        lines.append(f"  qos: {cluster.qos}")
+        lines.append(f"  qos: {_scalar(cluster.qos)}")
     lines += [
         f"  gpus_per_node: {most}",
         f"  cpus_per_task: {min(nodes.cpus for nodes in kinds_used)}",
@@ -231,10 +235,10 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
     ]
     if most and (plain := _partition_without_gpus(site)):
         kinds_there = "; ".join(map(str, site.of(plain)))
-        lines.append(f"  # proposals: {{partition: {plain}}}  # boxes need no GPU: {kinds_there}")
+        lines.append(f"  # proposals: {{partition: {_scalar(plain)}}}  # boxes need no GPU: {kinds_there}")
     types = sorted({kind for nodes in kinds_used for kind in nodes.gpus if kind})
     if len(types) > 1:
-        lines.append(f"  # gpu_type: {types[0]}  # there are several: {', '.join(types)}")
+        lines.append(f"  # gpu_type: {_scalar(types[0])}  # there are several: {', '.join(types)}")
     return "\n".join(lines) + "\n"
 
 
@@ -286,6 +290,14 @@ def _usable(site: Site) -> list[Partition]:
         and site.of(each.name)
         and (each.accounts is None or mine is None or each.accounts & mine)
     ]
+
+
+def _scalar(text: str) -> str:
+    """A name as YAML, in quotes unless it is plainly text: 0052 would be a number, and `on` true."""
+    import yaml
+
+    is_plain = re.fullmatch(r"[A-Za-z][\w.-]*", text, re.ASCII) and yaml.safe_load(text) == text
+    return text if is_plain else json.dumps(text)
 
 
 def _allowed(text: str) -> frozenset[str] | None:

@@ -6,6 +6,7 @@ after all, on a shared file system, the newer attempt fences them: they write no
 
 from __future__ import annotations
 
+import shlex
 import socket
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def take_over(run_dir: Path) -> list[str]:
             raise RefusedError(
                 f"run `{folder.name}` must not be running, but is, on this machine or as a job of SLURM.",
                 where=str(folder),
-                fix=f"univip cancel {folder.name}",
+                fix=f"univip cancel {shlex.quote(str(folder))}",
             )
         if owner and owner.is_alive():
             hosts.add(owner.host)

@@ -71,7 +71,7 @@ def import_(words: tuple[str, ...], as_json: bool) -> None:
     header = replace(header, id=run_id(config, header.fingerprint, RunKind.proposals))
     render.say(f"run        {header.id}", f"images     {header.num_images:,}")
     run_dir = make_run(config, header)
-    with render.progress("reading", total, "bytes") as tell:
+    with config.paths.as_open(), render.progress("reading", total, "bytes") as tell:
         report = pkgutil.resolve_name("jobs.imports:import_boxes")(run_dir, sources, tell)
     shown = [word for word in overrides if not word.startswith("proposals.source=")]
     _say_boxes(report)
@@ -113,10 +113,10 @@ def filter_(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
         raise ConfigError(
             f"the limits must differ from those of `{header.id}`, but do not.",
             where=str(source_dir),
-            fix=f"univip proposals show '#0' {header.id}",
+            fix=f"univip proposals show '#0' {shlex.quote(str(source_dir))}",
         )
     run_dir = make_run(config, header)
-    with render.progress("filtering", header.num_images, "images") as tell:
+    with config.paths.as_open(), render.progress("filtering", header.num_images, "images") as tell:
         report = pkgutil.resolve_name("jobs.imports:refilter")(run_dir, source_dir, tell)
     _say_boxes(report)
     if as_json:

@@ -14,7 +14,12 @@ from launcher.cli import completing
 @click.command()
 @click.argument("image")
 @click.argument("run", shell_complete=completing.runs, default="@last")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="PNG file (default: IMAGE.png here).")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="PNG file (default: ID.png here, or ID-epoch-N.png with --sample).",
+)
 @click.option("--sample", is_flag=True, help="Draw the pixels of a sample: scenes, instances, augmented.")
 @click.option(
     "--epoch", type=click.IntRange(min=0), default=0, help="Which sample of the image (default: 0)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,7 +158,7 @@ def _anomalies(run_dir: Path) -> Iterator[tuple[str, str]]:
     for path in sorted((run_dir / FOLDER).glob(f"*/{FILE_NAME}")):
         if capsule := read_json(path):
             step, what = capsule["data_step"], capsule["what"]
-            again = f"univip replay {run_dir.name} {path.parent.name}"
+            again = f"univip replay {shlex.quote(str(run_dir))} {path.parent.name}"
             yield "anomaly", f"{capsule['verdict']} at data step {step}, {what}: {again}"
 
 

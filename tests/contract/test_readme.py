@@ -24,6 +24,10 @@ def test_the_metric_table_is_the_catalogue() -> None:
     assert table == markdown_table().strip()
 
 
+def test_a_list_stands_in_quotes_so_that_every_shell_leaves_it_alone() -> None:
+    assert re.findall(r'(?<!["\w.])[\w.]+=\[.*', README) == []
+
+
 def test_every_room_of_the_tree_exists_and_every_room_is_in_the_tree() -> None:
     tree = README.partition("## The tree")[2].partition("\n## ")[0]
     named: set[Path] = set()

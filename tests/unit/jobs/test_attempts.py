@@ -27,12 +27,32 @@ def test_attempts_are_numbered_from_one_and_remember_how_they_ended(tmp_path: Pa
     assert living_attempts(tmp_path) == []
 
 
+def test_attempts_of_a_newer_version_of_the_code_can_be_read(tmp_path: Path) -> None:
+    with attempt(tmp_path, "train") as newer:
+        pass
+    path = newer.directory(tmp_path) / "attempt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weather": "fine"}))
+
+    assert read_attempts(tmp_path) == [newer]
+
+
+def test_attempts_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    with attempt(tmp_path, "train") as first:
+        pass
+    for number in (10_000, 9_999):
+        first.number = number
+        first.directory(tmp_path).mkdir()
+        first.save(tmp_path)
+
+    assert [each.number for each in read_attempts(tmp_path)] == [1, 9_999, 10_000]
+
+
 def test_a_second_process_on_the_same_run_is_refused_and_says_who_owns_it(tmp_path: Path) -> None:
     with attempt(tmp_path, "train"), pytest.raises(RunBusyError) as caught, attempt(tmp_path, "train"):
         pytest.fail("two owners")
 
     assert f"process {os.getpid()}" in str(caught.value)
-    assert f"univip cancel {tmp_path.name}" in str(caught.value)
+    assert caught.value.fix == f"univip cancel {tmp_path}"
 
 
 def test_elements_of_an_array_share_a_run(tmp_path: Path) -> None:

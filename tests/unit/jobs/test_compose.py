@@ -259,9 +259,13 @@ def test_several_values_are_a_loop_of_the_shell(override: str, runs: list[str]) 
             "train.seed=range(0,3)",
             "for seed in ...; do univip submit ... train.seed=$seed; done  # a run each",
         ),
+        ("proposals.min_sizes=[a]", '"proposals.min_sizes=[64,96]"'),
+        ("proposals.min_sizes=[]", '"proposals.min_sizes=[64,96]"'),
     ],
 )
-def test_a_key_that_takes_a_list_or_commas_is_given_them(override: str, fix: str) -> None:
+def test_a_key_that_takes_a_list_or_commas_is_given_them_as_a_shell_takes_them(
+    override: str, fix: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         compose([ROOT, override])
 

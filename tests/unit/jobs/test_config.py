@@ -74,6 +74,31 @@ def test_a_file_of_an_older_version_gets_the_defaults_of_new_keys(tmp_path: Path
     assert (config.train.seed, config.train.global_batch) == (5, 512)
 
 
+def test_keys_that_said_where_a_run_executes_may_be_gone(tmp_path: Path) -> None:
+    config = compose(["data.root=/x", "+cluster.extra.reservation=may", "cluster.partition=gpu"])
+    store(config, HEADER, tmp_path)
+    document = yaml.safe_load((tmp_path / FILE_NAME).read_text())
+    document["cluster"] |= {"shard_time_h": 2.0, "array_parallelism": 50}
+    document["cluster"]["nodes"]["spare"] = 1
+    document["monitoring"]["gone"] = {"a": 1}
+    (tmp_path / FILE_NAME).write_text(yaml.safe_dump(document))
+
+    assert load(tmp_path) == config
+
+
+@pytest.mark.parametrize("section", ["data", "train", "resilience", None])
+def test_a_key_that_is_gone_and_made_the_run_what_it_is_is_refused(
+    tmp_path: Path, section: str | None
+) -> None:
+    store(Config(data=DataConfig(root="/x")), HEADER, tmp_path)
+    document = yaml.safe_load((tmp_path / FILE_NAME).read_text())
+    (document[section] if section else document)["gone"] = 1
+    (tmp_path / FILE_NAME).write_text(yaml.safe_dump(document))
+
+    with pytest.raises(ConfigError, match="gone"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "text", ["", "- 1", "run: 3", "train: {nonsense: 1}\nrun: {}", "{", "run: {id: a, kind: b}"]
 )

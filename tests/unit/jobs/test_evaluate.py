@@ -138,4 +138,4 @@ def test_a_run_without_a_checkpoint_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint to evaluate") as caught:
         evaluate(config, run_dir, Events())
 
-    assert "univip resume" in str(caught.value)
+    assert caught.value.fix == f"univip resume {run_dir}"

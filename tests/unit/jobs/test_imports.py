@@ -184,8 +184,9 @@ def test_an_imported_run_is_never_searched(config: Config, make: Make) -> None:
 def test_a_run_without_boxes_can_neither_be_exported_nor_filtered(make: Make, tmp_path: Path) -> None:
     run_dir = make("proposals-1")
 
-    with pytest.raises(ConfigError, match="must have boxes, but has none yet"):
+    with pytest.raises(ConfigError, match="must have boxes, but has none yet") as refused:
         export_boxes(run_dir, tmp_path / "a.json", None, nothing)
+    assert refused.value.fix == f"univip resume {run_dir}"
     with pytest.raises(ConfigError, match="must have boxes, but has none yet"):
         refilter(make("proposals-2"), run_dir, nothing)
     assert not (tmp_path / "a.json").exists()

@@ -105,6 +105,27 @@ def test_stages_run_in_order_to_the_end(lab: Lab) -> None:
     assert (lab.root / "boxes" / "logs" / "merge.log").exists()
 
 
+@pytest.mark.parametrize(("end", "outcome"), [("exit 0", "done"), ("exit 77", "failed")])
+def test_every_run_that_was_worked_on_is_told_of_the_end(lab: Lab, end: str, outcome: str) -> None:
+    lab.script("train", end)
+    run_dir = lab.request()
+
+    lab.supervise(run_dir).wait(20)
+
+    assert told(run_dir)["outcome"] == outcome
+    assert told(lab.root / "boxes") == told(run_dir)
+
+
+def test_boxes_that_another_supervisor_works_on_by_then_are_not_told_of_the_end(lab: Lab) -> None:
+    theirs = '{"host": "elsewhere", "pid": 7}'
+    lab.script("train", f"echo '{theirs}' > \"$4/../boxes/supervisor.json\"")
+    run_dir = lab.request()
+
+    assert lab.supervise(run_dir).wait(20) == 0
+
+    assert told(lab.root / "boxes") == json.loads(theirs)
+
+
 def test_a_stage_that_asks_for_it_is_started_again(lab: Lab) -> None:
     lab.script("train", 'if [ ! -f "$4/once" ]; then touch "$4/once"; exit 75; fi')
     run_dir = lab.request()

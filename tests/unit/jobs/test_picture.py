@@ -101,18 +101,25 @@ def without_boxes(train_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("run_of", "image", "message"),
+    ("run_of", "image", "message", "fix"),
     [
-        (lambda train: train.parent / "proposals-1", "#0", "must be a training run to show a sample"),
-        (lambda train: train, "#3", "one of #0 to #2, but is `#3`"),
-        (without_boxes, "#0", "must have boxes to show, but has none yet"),
+        (
+            lambda train: train.parent / "proposals-1",
+            "#0",
+            "must be a training run to show a sample",
+            "univip proposals show '#0' RUN",
+        ),
+        (lambda train: train, "#3", "one of #0 to #2, but is `#3`", "or '#0'"),
+        (without_boxes, "#0", "must have boxes to show, but has none yet", "univip resume RUN"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
-    train_dir: Path, tmp_path: Path, run_of: Callable[[Path], Path], image: str, message: str
+    train_dir: Path, tmp_path: Path, run_of: Callable[[Path], Path], image: str, message: str, fix: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        write_sample(run_of(train_dir), image, tmp_path / "a.png", epoch=0)
+    run_dir = run_of(train_dir)
+    with pytest.raises(ConfigError, match=message) as refused:
+        write_sample(run_dir, image, tmp_path / "a.png", epoch=0)
+    assert refused.value.fix.endswith(fix.replace("RUN", str(run_dir)))
     assert not (tmp_path / "a.png").exists()
 
 

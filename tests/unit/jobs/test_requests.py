@@ -37,6 +37,17 @@ def test_a_stage_is_done_once_an_attempt_of_it_succeeded(tmp_path: Path) -> None
     assert stage.is_done(tmp_path)
 
 
+def test_a_request_of_a_newer_version_of_the_code_can_be_read(tmp_path: Path) -> None:
+    request = Request("train", [Stage("train", "univip-1")], unfinished=Request("pipeline", []))
+    request.save(tmp_path)
+    document = json.loads((tmp_path / "request.json").read_text())
+    document["weather"] = document["unfinished"]["weather"] = "fine"
+    document["stages"][0]["weather"] = "fine"
+    (tmp_path / "request.json").write_text(json.dumps(document))
+
+    assert Request.load(tmp_path) == request
+
+
 def test_merged_shards_are_done(tmp_path: Path) -> None:
     write_attempt(tmp_path / "boxes", 1, "shard:0", 0)
     assert not Stage("shards", "boxes").is_done(tmp_path)

@@ -381,6 +381,46 @@ def test_what_sbatch_takes_and_lets_wait_for_ever_is_refused(
         refuse(replace(cluster, **more), kind)
 
 
+@pytest.mark.parametrize("sinfo", ["exit 0", "echo 'gpu|2|64|500000|idle|gpu:8'"])
+def test_more_nodes_than_the_partition_gives_one_job_are_refused(commands: Path, sinfo: str) -> None:
+    (commands / "scontrol").write_text("#!/bin/sh\necho PartitionName=gpu Default=YES MaxNodes=1\n")
+    (commands / "sinfo").write_text(f"#!/bin/sh\n{sinfo}\n")
+
+    with pytest.raises(ConfigError, match="train needs 2 nodes, but gpu gives one job 1") as refused:
+        refuse(ClusterConfig(nodes=NodesConfig(2, 2)), "train")
+    assert refused.value.fix == "cluster.nodes.min=1"
+    refuse(ClusterConfig(nodes=NodesConfig(1, 2)), "train")
+
+
+def test_more_nodes_than_the_partition_gives_one_job_are_missing() -> None:
+    site = replace(SITE, partitions={"gpu": Partition("gpu", is_default=True, max_nodes=2)})
+
+    [row] = bad(ClusterConfig(nodes=NodesConfig(3, 3)), site)
+
+    assert (row.found, row.fix) == (
+        "a training needs 3 nodes, but gpu gives one job 2",
+        "cluster.nodes.min=2",
+    )
+    assert bad(ClusterConfig(nodes=NodesConfig(2, 3)), site) == []
+
+
+def test_a_node_that_was_to_have_gpus_and_has_none_is_told_what_asks_for_them_alone(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option that every job gets would ask for GPUs for the jobs that make boxes, too."""
+
+    def submit(config: Config, folder: Path, name: str) -> str:
+        write_json(folder / name, {**probe.look(), "time": time.time(), "driver": "", "error": ""})
+        return "9"
+
+    monkeypatch.setattr(admission, "submit_probe", submit)
+
+    [row] = [row for row in admission.deep(config(tmp_path), pytest.fail) if row.check == "node torch"]
+
+    assert "no NVIDIA driver" in row.found
+    assert row.fix == "cluster.partition=..., or cluster.gres=... of this site"
+
+
 def test_what_a_training_would_ask_for_does_not_keep_boxes_from_being_made(commands: Path) -> None:
     refuse(ClusterConfig(time_h=72, nodes=NodesConfig(3, 4)), "shards")
 

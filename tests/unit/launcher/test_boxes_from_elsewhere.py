@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,38 @@ def test_what_was_imported_can_be_exported(
     assert not (tmp_path / "48.json").exists()
 
 
+def test_a_picture_is_named_as_the_help_says(
+    boxes: Path, data: list[str], runs: Path, said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["proposals", "import", str(boxes), *data]) == 0
+    said()
+
+    assert run(["proposals", "show", "#2"]) == 0
+    assert said()[0] == ["2.png"]
+    assert run(["proposals", "show", "--help"]) == 0
+    words = " ".join(" ".join(said()[0]).split())
+    assert "(default: ID.png here, or ID-epoch-N.png with --sample)" in words
+
+
+def test_all_that_is_made_is_as_open_as_paths_mode_says(
+    boxes: Path, data: list[str], runs: Path, said: Said
+) -> None:
+    mine = os.umask(0o077)
+    try:
+        assert run(["proposals", "import", str(boxes), *data, "paths.mode=750"]) == 0
+        assert run(["proposals", "filter", "@last", "proposals.max_iou=0.3"]) == 0
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(mine)
+
+    names = [line for line in said()[0] if line.startswith("proposals-")]
+    made = [path for name in names for path in (runs / name).rglob("*")]
+    assert len({path.name for path in made if path.name in ("proposals.arrow", "attempts")}) == 2
+    closed = [path for path in made if path.stat().st_mode & 0o077 != (0o050 if path.is_dir() else 0o040)]
+    assert closed == []
+
+
 def test_boxes_are_filtered_anew_into_the_run_that_training_looks_for(
     boxes: Path, data: list[str], runs: Path, said: Said
 ) -> None:
@@ -218,8 +251,10 @@ def test_limits_that_make_no_other_run_are_refused(
         (["proposals.max_iou=0.5"], "the limits must differ from those of"),
     ):
         assert run(["proposals", "filter", "@last", *limits]) == 2
-        assert says in refused(said)[0]
+        what, _, refused_fix = refused(said)
+        assert says in what
 
+    assert refused_fix == f"  fix:   univip proposals show '#0' {before[-1]}"
     assert sorted(runs.iterdir()) == before
 
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import parse_qs
+from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 
 import pytest
 
@@ -154,6 +155,37 @@ def test_what_runs_on_another_machine_is_left_to_it(runs: Path) -> None:
 
     assert dash.down(runs) == []
     assert (folder / "dash.json").exists()
+
+
+def test_a_page_that_another_machine_serves_is_not_started_again(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file would be lost, and with it the way to stop what runs there."""
+    folder = runs / ".dash"
+    folder.mkdir(parents=True)
+    document = {"pid": 7, "start_ticks": 1, "host": "login2", "address": "http://127.0.0.1:9301/"}
+    (folder / "dash.json").write_text(json.dumps(document))
+
+    assert run(["--runs", str(runs), "dash", "--up", "--port", "0"]) == 5
+
+    what, where, fix = capsys.readouterr().err.splitlines()
+    assert "process 7 on login2" in what
+    assert where == "  where: http://127.0.0.1:9301/"
+    assert fix.startswith(f"  fix:   ssh login2 univip --runs {runs} dash --down; or, if login2 is gone, rm ")
+    assert json.loads((folder / "dash.json").read_text()) == document
+
+
+def test_the_link_holds_the_token_whatever_it_is_made_of(runs: Path, tmp_path: Path) -> None:
+    token = "aB3+/=~.-_aB3+/=~.-_"
+    (tmp_path / "token").write_text(token)
+    (tmp_path / "token").chmod(0o600)
+
+    options = ["--up", "--token-file", str(tmp_path / "token"), "--port", "0"]
+    url = univip(runs, *options)[1][0].split()[1]
+
+    assert parse_qs(url.partition("?")[2]) == {"token": [token]}
+    with build_opener(HTTPCookieProcessor()).open(url, timeout=10) as response:
+        assert '<script type="module"' in response.read().decode()
 
 
 def test_a_report_is_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

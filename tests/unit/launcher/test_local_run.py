@@ -12,8 +12,12 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from jobs.outcomes import write_json
+from launcher import local
+from launcher.errors import RefusedError
 from launcher.runs import Owner
 from launcher.states import State, read_state
+from univip.errors import UnivipError
 
 ROOT = Path(__file__).resolve().parents[3]
 UNIVIP = [sys.executable, "-m", "launcher.cli.main"]
@@ -120,3 +124,21 @@ def test_a_cancelled_request_stops_and_is_resumed_to_the_end(
 
     assert resumed.returncode == 0, resumed.stderr
     assert read_state(run_dir).state is State.done
+
+
+def test_what_is_said_of_a_supervisor_that_does_not_start_names_the_run_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "my runs" / "a-1"
+    run_dir.mkdir(parents=True)
+    monkeypatch.setattr(local, "freeze", lambda run_dir: tmp_path)
+    monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: None)
+    with pytest.raises(UnivipError, match="must start, but did not") as failed:
+        local.start_local(run_dir, "mine")
+    assert failed.value.fix == f"univip logs '{run_dir}'"
+
+    process = {"pid": 7, "host": "elsewhere", "start_ticks": 1}
+    write_json(run_dir / "supervisor.json", {**process, "request": "theirs", "stages": [], "outcome": ""})
+    with pytest.raises(RefusedError, match="process 7 on elsewhere") as refused:
+        local.start_local(run_dir, "mine")
+    assert refused.value.fix == f"univip logs '{run_dir}' -f"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from jobs.config import ClusterConfig
 from launcher.errors import RefusedError, SlurmUnavailableError
@@ -64,6 +65,7 @@ def test_a_partition_is_read_with_its_limit_and_those_who_may_use_it() -> None:
         "gpu": Partition(
             "gpu",
             max_time_h=12.5,
+            max_nodes=8,
             accounts=frozenset({"vision", "speech"}),
             qos=frozenset({"normal", "long"}),
         ),
@@ -136,6 +138,20 @@ def test_the_site_file_keeps_what_is_set_already() -> None:
         "time_h": 6,
     }
     assert "proposals" not in site_yaml(SITE, set_already)
+
+
+@pytest.mark.parametrize("name", ["0052", "on", "1e5", "123", "~", "a: b #c", 'a"b', "null", "no", "1_0"])
+def test_a_name_that_yaml_takes_for_something_else_is_read_back_as_it_is(name: str) -> None:
+    site = Site(
+        {name: Partition(name), "cpus": Partition("cpus")},
+        [Nodes(name, 1, 64, 1000, {"a100": 8})],
+        [Association(name, "", frozenset())],
+        default_account=name,
+    )
+    text = site_yaml(site, ClusterConfig(qos=name))
+
+    for found in (yaml.safe_load(text), OmegaConf.create(text)):
+        assert [found["cluster"][key] for key in ("partition", "account", "qos")] == [name] * 3
 
 
 def test_a_partition_that_is_closed_to_every_account_of_the_user_is_not_taken() -> None:

@@ -88,8 +88,9 @@ def test_what_lives_is_not_taken_over(
     make_alive(run_dir, monkeypatch)
     before = {path: path.read_text() for path in run_dir.rglob("*.json")}
 
-    with pytest.raises(RefusedError, match="must not be running, but is"):
+    with pytest.raises(RefusedError, match="must not be running, but is") as refused:
         take_over(run_dir)
+    assert refused.value.fix == f"univip cancel {run_dir}"
 
     assert {path: path.read_text() for path in run_dir.rglob("*.json")} == before
 
