@@ -148,7 +148,7 @@ def why_ended(job_id: str, restart: int, node: str) -> tuple[Cause, str]:
     except (OSError, subprocess.SubprocessError, IndexError):
         pass  # no accounting
     try:
-        state = answer(["sinfo", "--all", "--noheader", "--format=%t", f"--nodes={node}"]).strip()
+        state = answer(["sinfo", "--noheader", "--format=%t", f"--nodes={node}", "--all"]).strip()
     except (OSError, subprocess.SubprocessError):
         state = ""
     if state.startswith(("down", "drain", "fail")) or state.endswith("*"):

@@ -220,6 +220,7 @@ def test_without_accounting_the_state_of_the_node_tells(stand: Stand, state: str
     stand.says("sinfo", f"{state}\n")
 
     assert why_ended("126", 0, "node1")[0] == cause
+    assert "--all" in (stand.folder / "asked").read_text().split()  # else none in a hidden partition
 
 
 def test_an_execution_whose_end_is_not_written_down_yet_is_unknown(stand: Stand) -> None:
