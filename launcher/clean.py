@@ -8,6 +8,7 @@ needs stays, and so do logs, journals, ledgers and results, which tell what happ
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 import uuid
@@ -89,7 +90,7 @@ def whole(run_dir: Path) -> Waste:
             raise RefusedError(
                 f"run `{run.name}` must not be running when `{run_dir.name}` is removed, but is.",
                 where=str(run),
-                fix=f"univip cancel {run.name}",
+                fix=f"univip cancel {shlex.quote(str(run))}",
             )
     needed = f", on whose boxes {len(users) - 1} runs were trained" if users[1:] else ""
     return Waste(run_dir, f"run as a whole{needed}", [run_dir])
@@ -162,7 +163,7 @@ def _refuse_living_jobs(runs: list[Path]) -> None:
                 f"run `{run.name}` must have no job in SLURM before files go, but has "
                 f"{', '.join(sorted(living))}.",
                 where=str(run),
-                fix=f"univip cancel {run.name}",
+                fix=f"univip cancel {shlex.quote(str(run))}",
             )
 
 

@@ -85,7 +85,7 @@ def submit(
     _refuse_missing_checkpoint(plan, overrides)
     _refuse_missing_boxes(plan, overrides)
     _make_root(runs)
-    with _umask(plan.config.paths.umask):
+    with plan.config.paths.as_open():
         if replaces and (run_dir / CONFIG_FILE).exists():
             plan = replace(plan, header=replace(plan.header, origin=_put_aside(run_dir)))
         _make(run_dir, is_new=forks and bool(plan.header.origin))
@@ -134,7 +134,7 @@ def make_run(config: Config, header: RunHeader) -> Path:
     runs = Path(config.paths.runs)
     run_dir = runs / header.id
     _make_root(runs)
-    with _umask(config.paths.umask):
+    with config.paths.as_open():
         _make(run_dir)
         with lock(run_dir):
             _write_run(run_dir, config, header)
@@ -260,7 +260,7 @@ def _put_aside(run_dir: Path) -> str:
             raise RefusedError(
                 f"run `{run_dir.name}` must not be running to be replaced, but is {message}.",
                 where=str(run_dir),
-                fix=f"univip cancel {run_dir.name}  # and --replace when it has stopped, or --fork",
+                fix=f"univip cancel {shlex.quote(str(run_dir))}  # and --replace when it has stopped, or --fork",
             )
         if not read_attempts(run_dir):  # such as one that SLURM has refused
             return ""
@@ -374,7 +374,7 @@ def _refuse_missing_checkpoint(plan: Plan, overrides: Sequence[str]) -> None:
     if plan.request.command != "evaluate" or layout.data_steps(plan.run_dir / "checkpoints"):
         return
     is_run = (plan.run_dir / CONFIG_FILE).exists()
-    again = ["resume", plan.run_dir.name] if is_run else ["submit", "pipeline", *overrides]
+    again = ["resume", str(plan.run_dir)] if is_run else ["submit", "pipeline", *overrides]
     raise RefusedError(
         f"run `{plan.run_dir.name}` must have a checkpoint to evaluate, but has none.",
         where=str(plan.run_dir / "checkpoints"),
@@ -427,13 +427,3 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    """Everything made here, and by the processes started here, is as open as `paths.mode` says."""
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)

@@ -18,9 +18,9 @@ from jobs import unfit
 from jobs.attempts import read_attempts
 from jobs.outcomes import Cause, ExitCode
 from jobs.requests import Request
+from jobs.slurm import known_nodes
 from launcher.runs import JOBS_FILE, SubmittedJobs, is_foreign
 from launcher.shards import finished_shards
-from launcher.slurm import ask
 from launcher.states import RunState, State, read_state
 from univip.checkpoint import layout
 from univip.errors import UnivipError
@@ -121,9 +121,7 @@ def _unfit(run_dir: Path, cause: str, *, now: float) -> tuple[str, ...]:
     """Nodes to leave out, of those that SLURM still has: it refuses a job that names another one."""
     last = read_attempts(run_dir)[-1:]
     lost = next((each for each in last if each.ended is None and cause == Cause.NODE_FAILURE), None)
-    hosts = unfit.unfit_hosts(run_dir, now=now, just_lost=lost)
-    known = ask("sinfo", "--all", "--noheader", "--Node", "--format=%N").split() if hosts else []
-    return tuple(host for host in hosts if host in known)
+    return tuple(known_nodes(unfit.unfit_hosts(run_dir, now=now, just_lost=lost)))
 
 
 def _needs_a_person(run_dir: Path, request: Request, state: RunState) -> int:

@@ -88,10 +88,10 @@ def _wanted_by_others(run_dir: Path, jobs: SubmittedJobs) -> set[str]:
 
 def _signal(run_dir: Path, pid: int, host: str, number: signal.Signals) -> None:
     if host != socket.gethostname():
+        run = shlex.quote(str(run_dir))
         raise RefusedError(
             f"run `{run_dir.name}` must be cancelled where it runs, which is {host}.",
             where=str(run_dir),
-            fix=f"ssh {host} univip cancel {run_dir}; or, if {host} is gone, univip resume {run_dir.name} "
-            "--take-over",
+            fix=f"ssh {host} univip cancel {run}; or, if {host} is gone, univip resume {run} --take-over",
         )
     os.kill(pid, number)

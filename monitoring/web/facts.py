@@ -75,10 +75,15 @@ def clean(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else scrub(str(value))
 
 
+def _number(path: Path) -> int:
+    name = path.parent.name
+    return int(name) if name.isdecimal() else 0
+
+
 def attempts(run_dir: Path) -> list[dict[str, Any]]:
     """Every attempt, oldest first; times in Unix seconds, `ended` null while it runs or if it was lost."""
     found = []
-    for path in sorted((run_dir / "attempts").glob("[0-9]*/attempt.json")):
+    for path in sorted((run_dir / "attempts").glob("[0-9]*/attempt.json"), key=_number):
         document = _read_json(path) or {}
         started, ended = finite(document.get("started")), finite(document.get("ended"))
         if started is None:

@@ -262,4 +262,4 @@ def _views(lists: pa.LargeListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray
 def _restore(path: Path) -> str:
     """Command that merges the store of a run again, from its shards."""
     files = shlex.join([str(path), str(report_path(path))])
-    return f"rm -f {files}; univip resume {path.parent.name}"
+    return f"rm -f {files}; univip resume {shlex.quote(str(path.parent))}"

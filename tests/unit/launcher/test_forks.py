@@ -91,7 +91,7 @@ def test_a_running_run_is_not_replaced(
     run_dir = submit(make_plan("pipeline", config), []).run_dir
     with attempt(run_dir, "train"), pytest.raises(RefusedError, match="must not be running") as refused:
         submit(make_plan("pipeline", config), [], replaces=True)
-    assert refused.value.fix.startswith(f"univip cancel {run_dir.name}")
+    assert refused.value.fix.startswith(f"univip cancel {run_dir}")
     own(run_dir)
 
     with pytest.raises(RefusedError, match="must not be running"):

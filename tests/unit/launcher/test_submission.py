@@ -191,7 +191,7 @@ def test_without_a_checkpoint_there_is_nothing_to_evaluate(
     run_dir = submit(make_plan("pipeline", config), []).run_dir
     with pytest.raises(RefusedError, match="must have a checkpoint to evaluate") as refused:
         submit(make_plan("evaluate", config), overrides)
-    assert refused.value.fix == f"univip resume {run_dir.name}"
+    assert refused.value.fix == f"univip resume {run_dir}"
     assert len(started) == 1
 
 
