@@ -260,7 +260,7 @@ def _put_aside(run_dir: Path) -> str:
             raise RefusedError(
                 f"run `{run_dir.name}` must not be running to be replaced, but is {message}.",
                 where=str(run_dir),
-                fix=f"univip cancel {shlex.quote(str(run_dir))}  # and --replace when it has stopped, or --fork",
+                fix=f"univip cancel {shlex.quote(str(run_dir))}  # then --replace, or --fork",
             )
         if not read_attempts(run_dir):  # such as one that SLURM has refused
             return ""
