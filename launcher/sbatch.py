@@ -30,6 +30,33 @@ from univip.errors import ConfigError
 
 _TEXTS = ("account", "partition", "qos", "constraint")
 _ENTRY = "jobs.base:run_slurm_job"
+# Options of sbatch that a key says already, for all jobs or also for those that make boxes, and those by
+# which the jobs of a run hang together.
+_KEYS = {"nodes": "nodes.min", "gpus-per-node": "gpus_per_node", "signal": "signal_delay_s"}
+_KEYS_OF_BOXES = {
+    **{name: name for name in _TEXTS},
+    "time": "time_h",
+    "mem": "mem_gb",
+    "cpus-per-task": "cpus_per_task",
+}
+_OURS = frozenset(
+    (
+        "array",
+        "dependency",
+        "error",
+        "job-name",
+        "kill-on-invalid-dep",
+        "no-kill",
+        "no-requeue",
+        "ntasks",
+        "ntasks-per-node",
+        "open-mode",
+        "output",
+        "requeue",
+        "test-only",
+        "wrap",
+    )
+)
 _PROBE_MIN = 5  # the first torch of a node comes slowly from a network file system
 
 
@@ -275,8 +302,28 @@ def _refuse_unwritable(config: Config) -> None:
             if not re.fullmatch("[a-z][a-z-]*", name):
                 rule = f"options of sbatch such as `mail-user`, but has {name!r}"
                 raise _unwritable(key, rule, "{mail-user:me}")
+            _refuse_ours(key, name)
     if "%" in runs:
         raise _unwritable("paths.runs", f"free of `%`, which SLURM replaces, but is `{runs}`")
+
+
+def _refuse_ours(key: str, name: str) -> None:
+    """Refuse an option that would take a run apart, or be looked at by nobody beforehand."""
+    section = key.removesuffix(".extra")
+    known = _KEYS_OF_BOXES if section == "cluster.proposals" else _KEYS_OF_BOXES | _KEYS
+    if name in known:
+        fix = f"{section}.{known[name]}=..."
+    elif name == "dependency":
+        fix = 'sbatch --dependency=... --wrap="univip submit ..."  # the jobs of a run depend on each other'
+    elif name in _OURS or name in _KEYS:
+        fix = f"leave {key}.{name} out"
+    else:
+        return
+    raise ConfigError(
+        f"`{key}.{name}` must be left to univip, which sets `--{name}` itself.",
+        where="the command line, or configs/site/local.yaml",
+        fix=fix,
+    )
 
 
 def _unwritable(key: str, rule: str, example: str = "...") -> ConfigError:

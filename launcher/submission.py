@@ -91,6 +91,7 @@ def submit(
         _make(run_dir, is_new=forks and bool(plan.header.origin))
         with lock(run_dir):
             if message := _busy(run_dir, plan.config.cluster.kind):
+                _refuse_another_evaluation(plan, message)
                 return Submission(run_dir, [], is_new=False, message=f"{message}{_not_taken_up(plan)}")
             remaining = plan.request.remaining(runs)
             if (run_dir / CONFIG_FILE).exists() and not remaining:
@@ -229,10 +230,24 @@ def _busy(run_dir: Path, kind: ClusterKind) -> str:
         is_waited_for = kind is ClusterKind.local and living.host == socket.gethostname()
         if not living.slurm_job_id and not is_waited_for:
             return f"already running: attempt {living.number}, process {living.pid} on {living.host}"
-    jobs = SubmittedJobs.load(run_dir)
+    jobs, request = SubmittedJobs.load(run_dir), Request.load(run_dir)
+    if request and not request.remaining(run_dir.parent):
+        return ""  # its last job may still be ending
     if jobs and (ids := living_jobs(jobs.of(run_dir.name))):
         return f"already in SLURM's queue: job {', '.join(sorted(ids))}"
     return ""
+
+
+def _refuse_another_evaluation(plan: Plan, busy: str) -> None:
+    """Of two evaluations that differ the second one must not look done when the first one is."""
+    differ = [key for key, _, _ in _differing(plan) if key.startswith("evaluate.")]
+    if plan.request.command == "evaluate" and differ:
+        run = shlex.quote(str(plan.run_dir))
+        raise RefusedError(
+            f"`{plan.run_dir.name}` must be free for an evaluation with other `{differ[0]}`, but is {busy}.",
+            where=str(plan.run_dir),
+            fix=f"univip logs {run} -f  # to its end; then the same command again",
+        )
 
 
 def _is_worked_on(boxes: Path, kind: ClusterKind) -> bool:
@@ -281,7 +296,11 @@ def _kept(plan: Plan) -> str:
 
 def _not_taken_up(plan: Plan) -> str:
     """In words, what was asked for otherwise of a run that goes on, or stays, as it is."""
-    asked = [f"{key}={asked}, which is {mine}" for key, mine, asked in _differing(plan) if is_site(key)]
+    asked = [
+        f"{key}={asked}, which is {mine}"
+        for key, mine, asked in _differing(plan)
+        if is_site(key) and key != "paths.runs"
+    ]
     return f"; not taken up: {'; '.join(asked)}" if asked else ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def import_(words: tuple[str, ...], as_json: bool) -> None:
     from launcher.plan import make_plan
     from launcher.submission import make_run
     from univip.config import SEARCH
-    from univip.errors import ConfigError
+    from univip.errors import ConfigError, UnivipError
 
     first, *rest = words  # the name of a file may hold a `=`
     paths = [Path(first), *(Path(word) for word in rest if "=" not in word)]
@@ -70,9 +71,15 @@ def import_(words: tuple[str, ...], as_json: bool) -> None:
     config = replace(config, proposals=replace(config.proposals, source=key))
     header = replace(header, id=run_id(config, header.fingerprint, RunKind.proposals))
     render.say(f"run        {header.id}", f"images     {header.num_images:,}")
+    is_new = not (Path(config.paths.runs) / header.id).exists()
     run_dir = make_run(config, header)
-    with config.paths.as_open(), render.progress("reading", total, "bytes") as tell:
-        report = pkgutil.resolve_name("jobs.imports:import_boxes")(run_dir, sources, tell)
+    try:
+        with config.paths.as_open(), render.progress("reading", total, "bytes") as tell:
+            report = pkgutil.resolve_name("jobs.imports:import_boxes")(run_dir, sources, tell)
+    except UnivipError:
+        if is_new:  # of a file that is refused there is nothing to go on with
+            shutil.rmtree(run_dir)
+        raise
     shown = [word for word in overrides if not word.startswith("proposals.source=")]
     _say_boxes(report)
     render.say(

@@ -212,8 +212,7 @@ class Page:
                 return before.row
         try:
             row = {**self._look(run_dir), "spark": self._sparks.of(run_dir)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            # One damaged run must not hide the others.
+        except Exception as error:  # noqa: BLE001 - one damaged run must not hide the others
             _logger.warning("cannot look at run %s: %s", run_dir.name, error)
             row = {"run": _name(run_dir), "state": "unreadable", "problem": "its files cannot be read"}
         row["changed_at"] = max(signature) / 1e9

@@ -84,7 +84,7 @@ def test_training_does_not_begin_on_a_damaged_store(run_dir: Path, capfd: pytest
 
     error = capfd.readouterr().err
     assert "`proposals.arrow` must have the SHA-256" in error
-    assert f"fix:   rm -f {path} {path.with_suffix('.json')}; univip resume {run_dir.name}" in error
+    assert f"fix:   rm -f {path} {path.with_suffix('.json')}; univip resume {run_dir}" in error
     assert not list(train.glob("attempts/*/round-*"))
 
 

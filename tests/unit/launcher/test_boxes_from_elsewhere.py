@@ -73,6 +73,19 @@ def refused(said: Said) -> list[str]:
     return lines
 
 
+def test_a_file_that_is_refused_leaves_no_run(
+    tmp_path: Path, boxes: Path, data: list[str], runs: Path, said: Said
+) -> None:
+    wrong = tmp_path / "passwd"
+    wrong.write_text("root:x:0:0\n")
+    assert run(["proposals", "import", str(wrong), *data]) == 1
+    refused(said)
+    assert [path.name for path in runs.glob("proposals-*")] == []
+
+    assert run(["proposals", "import", str(boxes), *data]) == 0
+    assert len([*runs.glob("proposals-*")]) == 1
+
+
 def test_training_builds_on_imported_boxes_as_the_import_says(
     boxes: Path, data: list[str], runs: Path, said: Said
 ) -> None:

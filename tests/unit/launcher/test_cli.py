@@ -276,6 +276,11 @@ def test_boxes_made_for_a_training_can_be_resumed(
     assert run(["submit", "pipeline", "data=folder", f"data.root='{photographs}'"]) == 0
     boxes = next(runs.glob("proposals-*"))
 
+    assert run(["resume", boxes.name, "cluster.array_parallelism=3"]) != 0
+    assert "fix:   univip submit ... cluster.array_parallelism=3  # the" in capsys.readouterr().err
+    assert run(["resume", next(runs.glob("univip-*")).name, "cluster.time_h=3"]) != 0
+    again = f"univip submit pipeline data=folder 'data.root='\"'\"'{photographs}'\"'\"'' cluster.time_h=3\n"
+    assert again in capsys.readouterr().err
     assert run(["resume", boxes.name]) == 0
 
     assert started[1] == boxes.name

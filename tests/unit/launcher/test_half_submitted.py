@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from launcher.runs import JOBS_FILE, SubmittedJobs
 from launcher.states import State, read_state
 from launcher.submission import submit
 from launcher.supervise import decide, resubmit
+from univip.checkpoint import layout
+from univip.config import MethodName
 from univip.errors import UnivipError
 from univip.resilience.ledger import Ledger
 
@@ -189,6 +192,23 @@ def test_boxes_that_were_removed_are_made_again(config: Config, slurm: Path) -> 
 
     assert load_header(boxes).id == boxes.name
     assert len(jobs_of(run_dir)) == waiting(slurm) == 5
+
+
+def test_a_job_that_is_still_ending_does_not_keep_a_run_that_is_done(config: Config, slurm: Path) -> None:
+    run_dir = submit(make_plan("train", config_of_byol(config)), []).run_dir
+    for kind in ("prepare", "train"):
+        with attempt(run_dir, kind) as mine:
+            mine.exit_code = 0
+    (run_dir / "checkpoints" / layout.name_of(3)).mkdir(parents=True)
+    assert waiting(slurm) == 2
+
+    assert submit(make_plan("train", config_of_byol(config)), []).message == "done already"
+    assert submit(make_plan("evaluate", config_of_byol(config)), []).is_new
+
+
+def config_of_byol(config: Config) -> Config:
+    """Without boxes."""
+    return replace(config, method=replace(config.method, name=MethodName.byol))
 
 
 def test_an_older_request_is_known_where_nothing_of_the_newer_one_is(config: Config, slurm: Path) -> None:

@@ -131,14 +131,13 @@ def test_what_is_said_of_a_supervisor_that_does_not_start_names_the_run_wherever
 ) -> None:
     run_dir = tmp_path / "my runs" / "a-1"
     run_dir.mkdir(parents=True)
-    monkeypatch.setattr(local, "freeze", lambda run_dir: tmp_path)
     monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: None)
     with pytest.raises(UnivipError, match="must start, but did not") as failed:
-        local.start_local(run_dir, "mine")
+        local.start_local(run_dir, "mine", tmp_path)
     assert failed.value.fix == f"univip logs '{run_dir}'"
 
     process = {"pid": 7, "host": "elsewhere", "start_ticks": 1}
     write_json(run_dir / "supervisor.json", {**process, "request": "theirs", "stages": [], "outcome": ""})
     with pytest.raises(RefusedError, match="process 7 on elsewhere") as refused:
-        local.start_local(run_dir, "mine")
+        local.start_local(run_dir, "mine", tmp_path)
     assert refused.value.fix == f"univip logs '{run_dir}' -f"

@@ -299,6 +299,9 @@ def test_a_nasty_value_stays_a_value(tmp_path: Path, nasty: str) -> None:
             replace(CLUSTER, proposals=ProposalJobsConfig(extra={"--gres": None})),
             r"`cluster\.proposals\.extra` must be options of sbatch",
         ),
+        (replace(CLUSTER, extra={"time": "600"}), r"`cluster\.extra\.time` must be left to univip"),
+        (replace(CLUSTER, extra={"dependency": "afterany:1"}), r"`cluster\.extra\.dependency` must be left"),
+        (replace(CLUSTER, extra={"array": "0-1"}), r"`cluster\.extra\.array` must be left to univip"),
         # Recorded from a real sbatch: a backslash is lost, or ends the quotes and begins another option.
         (replace(CLUSTER, account="a\\b"), r"`cluster\.account` must be free of `\\`"),
         (replace(CLUSTER, extra={"comment": "a\\' --uid=0 '"}), r"`cluster\.extra\.comment` must be free"),
@@ -309,6 +312,29 @@ def test_a_value_that_would_leave_its_line_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         slurm_jobs(make_plan(tmp_path, cluster))
+
+
+@pytest.mark.parametrize(
+    ("name", "fix", "fix_of_boxes"),
+    [
+        ("time", "cluster.time_h=...", "cluster.proposals.time_h=..."),
+        ("partition", "cluster.partition=...", "cluster.proposals.partition=..."),
+        ("nodes", "cluster.nodes.min=...", "leave cluster.proposals.extra.nodes out"),
+        ("dependency", 'sbatch --dependency=... --wrap="univip submit ..."', "sbatch --dependency=..."),
+        ("requeue", "leave cluster.extra.requeue out", "leave cluster.proposals.extra.requeue out"),
+    ],
+)
+def test_an_option_that_is_set_already_is_refused_with_what_to_write_instead(
+    tmp_path: Path, name: str, fix: str, fix_of_boxes: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        slurm_jobs(make_plan(tmp_path, replace(CLUSTER, extra={name: "x"})))
+    assert refused.value.fix.startswith(fix)
+
+    of_boxes = replace(CLUSTER, proposals=ProposalJobsConfig(extra={name: "x"}))
+    with pytest.raises(ConfigError) as refused:
+        slurm_jobs(make_plan(tmp_path, of_boxes))
+    assert refused.value.fix.startswith(fix_of_boxes)
 
 
 def test_a_folder_that_slurm_would_rewrite_is_refused(tmp_path: Path) -> None:

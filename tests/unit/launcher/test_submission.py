@@ -147,6 +147,22 @@ def test_a_finished_run_can_be_evaluated_again(config: Config, started: list[Pat
     assert load(run_dir).evaluate.neighbours == 3
 
 
+def test_another_evaluation_is_refused_while_one_runs(
+    config: Config, started: list[Path], own: Callable[[Path], None]
+) -> None:
+    """In a loop over values each would else find the result of the first."""
+    run_dir = submit(make_plan("pipeline", config), []).run_dir
+    save_checkpoint(run_dir)
+    finish(run_dir, "train")
+    submit(make_plan("evaluate", config), [])
+    own(run_dir)
+    assert not submit(make_plan("evaluate", config), []).is_new
+
+    other = replace(config, evaluate=replace(config.evaluate, neighbours=7))
+    with pytest.raises(RefusedError, match=r"for an evaluation with other `evaluate\.neighbours`"):
+        submit(make_plan("evaluate", other), [])
+
+
 def test_a_half_trained_run_that_was_evaluated_is_not_done(
     config: Config, started: list[Path], half_trained: Path
 ) -> None:
