@@ -6,6 +6,7 @@ a full disk - is reported and training goes on from the state in memory with the
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import threading
@@ -242,7 +243,8 @@ class CheckpointManager:
         Args:
             state: Read before this returns; may change afterwards.
             origin: For the manifest.
-            wait: Return only when it is durable, and raise if it cannot be.
+            wait: Return only when it is durable, and raise if it cannot be. On a full disk older checkpoints
+                make room for it.
 
         Returns:
             Seconds the caller was blocked, waiting for the previous write included.
@@ -263,13 +265,12 @@ class CheckpointManager:
             files={},
         )
         blocked_s = time.perf_counter() - start
-        self._error = None
-        self._thread = threading.Thread(
-            target=self._write, args=(self._host, manifest, blocked_s), name="checkpoint-writer", daemon=True
-        )
-        self._thread.start()
+        self._start_writing(manifest, blocked_s)
         if wait:
             self.wait()
+            if _is_full_disk(self._error) and self._make_room():
+                self._start_writing(manifest, blocked_s)
+                self.wait()
             if self._error is not None:
                 raise CheckpointError(
                     f"the checkpoint could not be written: {self._error}",
@@ -277,6 +278,13 @@ class CheckpointManager:
                     fix="free space on this file system or move the run to another, then resume it",
                 ) from self._error
         return blocked_s
+
+    def _start_writing(self, manifest: Manifest, blocked_s: float) -> None:
+        self._error = None
+        self._thread = threading.Thread(
+            target=self._write, args=(self._host, manifest, blocked_s), name="checkpoint-writer", daemon=True
+        )
+        self._thread.start()
 
     def wait(self) -> None:
         """Wait for the write in progress."""
@@ -403,8 +411,18 @@ class CheckpointManager:
         steps = layout.data_steps(self.directory)
         healthy = [step for step in steps if self.is_healthy(step)][-2:]
         unproven = [step for step in steps if step > max(healthy, default=-1) and step not in self.unfit]
-        kept = {*steps[-self.keep_last :], *healthy, *unproven[:1]}
-        for data_step in steps:
+        self._delete_all_but({*steps[-self.keep_last :], *healthy, *unproven[:1]})
+
+    def _make_room(self) -> bool:
+        """Delete all but the newest checkpoint, the newest healthy one and the pinned; whether one went."""
+        with self._pruning:
+            steps = layout.data_steps(self.directory)
+            healthy = [step for step in steps if self.is_healthy(step)][-1:]
+            self._delete_all_but({*steps[-1:], *healthy})
+            return len(layout.data_steps(self.directory)) < len(steps)
+
+    def _delete_all_but(self, kept: set[int]) -> None:
+        for data_step in layout.data_steps(self.directory):
             if data_step not in kept and not (self.path(data_step) / layout.PINNED).exists():
                 # Renamed first: a half-deleted checkpoint must not look like a damaged one.
                 doomed = _free_name(self.directory / f"{layout.TEMPORARY_PREFIX}pruned-{data_step}")
@@ -426,3 +444,7 @@ def _free_name(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}.{number}")
     return candidate
+
+
+def _is_full_disk(error: Exception | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -212,6 +212,30 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_is_reported(
         manager.save(Numbers(2), Origin(), wait=True)
 
 
+def test_on_a_full_disk_old_checkpoints_make_room_for_the_last_one(
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for those in between: what is healthy and what is pinned stays."""
+    manager, write = make(1, 2, 3, 4, keep_last=9), writer.save_file
+    manager.mark_healthy(2)
+    manager.pin(1, "a look")
+
+    def full_with_four(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if len(layout.data_steps(manager.directory)) > 3:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        write(tensors, path)
+
+    monkeypatch.setattr(writer, "save_file", full_with_four)
+    manager.save(Numbers(5), Origin())
+    manager.wait()
+    assert layout.data_steps(manager.directory) == [1, 2, 3, 4]
+
+    manager.save(Numbers(5), Origin(), wait=True)
+
+    assert layout.data_steps(manager.directory) == [1, 2, 4, 5]
+    manager.verify(5)
+
+
 def test_a_write_that_the_system_cuts_off_leaves_no_checkpoint(
     make: Callable[..., CheckpointManager],
 ) -> None:
