@@ -26,7 +26,7 @@ _COLOURS = {"OK": "green", "WARN": "yellow", "MISS": "red"}
 @click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...", shell_complete=completing.overrides
 )
-@click.option("--deep", is_flag=True, help="Submit a job of a few seconds, too, and look at its node.")
+@click.option("--deep", is_flag=True, help="Submit jobs of a few seconds, too, and look at their nodes.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"check", "level", "found", "fix"} per check.')
 @click.option("--write", is_flag=True, help="Write configs/site/local.yaml from what SLURM tells.")
 def command(overrides: tuple[str, ...], deep: bool, as_json: bool, write: bool) -> None:
