@@ -94,10 +94,11 @@ def measure(config: Config, run_dir: Path, checkpoint: Path, observer: Observer)
         _metrics(query, reference, bank_labels, labels, config.evaluate, leave_one_out=queries is None)
         for query, reference in zip(features, bank_features, strict=True)
     ]
+    measured = (queries or bank).data
     return {
         "protocol": "knn",
         "checkpoint_data_step": layout.read_manifest(checkpoint).data_step,
-        "split": split_names((queries or bank).data.split),
+        "split": split_names(measured.split) if measured.format is DataFormat.coco else [],
         "num_images": len(rows),
         "num_classes": len(labels.names) if labels else 0,
         "neighbours": config.evaluate.neighbours,

@@ -32,6 +32,7 @@ _TEST_TIMEOUT_S = 60
 _DEEP_TIMEOUT_S = 600.0  # in the queue and on the node
 _POLL_S = 1.0
 _ANSWER = "probe.json"
+_CHOOSES_NODE = ("account", "partition", "qos", "constraint")
 _ASK_EVERY_S = 5.0
 _LATE_S = 60.0  # an answer may be, in the cache of a network file system
 _SKEW_S = 2.0
@@ -295,18 +296,29 @@ _WHAT = {"shards": "proposals", "train": "train", "evaluate": "evaluate"}
 
 
 def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
-    """Submit one short job, and look at its node through what it leaves in the folder of the runs.
+    """Submit a short job, and look at its node through what it leaves in the folder of the runs.
+
+    Where the jobs that make boxes come to other nodes than training, one of those is looked at, too.
 
     Args:
-        config: Where it runs, and where its answer has to be seen.
-        say: Told once why the job waits.
+        config: Where they run, and where their answers have to be seen.
+        say: Told once why a job waits.
     """
+    yield from _look_at_node(config, "evaluate", say)
+    training, boxes = (_in_force(asked_by(stage, config.cluster)) for stage in ("evaluate", "shards"))
+    if any(getattr(training, name) != getattr(boxes, name) for name in _CHOOSES_NODE):
+        for row in _look_at_node(config, "shards", say):
+            yield replace(row, check="node (boxes)")
+
+
+def _look_at_node(config: Config, kind: str, say: Callable[[str], None]) -> Iterator[Row]:
+    """Submit one short job that asks for what jobs of one kind do; those of boxes need no GPU, no torch."""
     runs = Path(config.paths.runs)
     runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=runs, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         try:
-            job_id = submit_probe(config, folder, _ANSWER)
+            job_id = submit_probe(config, folder, _ANSWER, kind)
         except SlurmUnavailableError as error:
             yield miss("node", _one_line(error.what), error.fix)
             return
@@ -334,6 +346,8 @@ def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
         which = "ahead of" if skew_s > 0 else "behind"
         what = f"{found['host']} is {abs(skew_s):.1f} s {which} the file system"
         yield warn("node clock", what, "timedatectl  # on the node")
+    if kind == "shards":
+        return
     if config.cluster.gpus_per_node and not found["driver"] and not found["error"]:
         what = f"torch {found['torch']}; {found['host']} was asked for a GPU, but has no NVIDIA driver"
         yield warn("node torch", what, "cluster.partition=..., or cluster.gres=... of this site")

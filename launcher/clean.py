@@ -83,7 +83,7 @@ def whole(run_dir: Path) -> Waste:
     Raises:
         RefusedError: If somebody works on it, or on a run that trains on its boxes, or it is another user's.
     """
-    refuse_foreign(run_dir)
+    refuse_foreign(run_dir, "remove", fix=f"ask its owner; stat -c %U {shlex.quote(str(run_dir))}")
     users = _users(run_dir)
     for run in users:
         if not read_state(run).is_over():

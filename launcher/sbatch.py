@@ -151,10 +151,11 @@ def trial_jobs(config: Config, run_dir: Path) -> dict[str, SlurmJob]:
     }
 
 
-def submit_probe(config: Config, folder: Path, name: str) -> str:
+def submit_probe(config: Config, folder: Path, name: str, kind: str) -> str:
     """Submit a job of a few seconds that looks at its node, and leaves what it sees in a file of `folder`.
 
-    It asks for what an evaluation asks for, so that it comes to a node of the kind that trains.
+    It asks for what the jobs of one kind ask for, so that it comes to a node of theirs: an evaluation is the
+    smallest that comes to one of those that train.
 
     Returns:
         SLURM's job id.
@@ -162,7 +163,7 @@ def submit_probe(config: Config, folder: Path, name: str) -> str:
     Raises:
         SlurmUnavailableError: If SLURM is missing or refuses.
     """
-    job = trial_jobs(config, folder)["evaluate"]
+    job = trial_jobs(config, folder)[kind]
     short = {"job_name": "univip-doctor", "comment": "doctor", "time": _PROBE_MIN}
     job = replace(job, kinds=[name], parameters=job.parameters | short)
     return submit_slurm([job], freeze(folder), entry="jobs.probe:probe")[0]

@@ -10,12 +10,15 @@ import getpass
 import json
 import math
 import re
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_FLOOR, Context
 from pathlib import Path
 
 import configs
-from jobs.config import ClusterConfig
+from jobs.config import ClusterConfig, ProposalJobsConfig
+from jobs.demand import asked_by
 from jobs.slurm import duration_s
 from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.slurm import ask
@@ -202,7 +205,7 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
 
     Args:
         site: What SLURM tells.
-        cluster: What is set already; a partition or account in it is kept.
+        cluster: What is set already; a partition, account or quality of service in it is kept.
 
     Raises:
         SlurmUnavailableError: If no partition can be used.
@@ -219,6 +222,7 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
     lines = [
         "# @package _global_",
         "# Written by `univip doctor --write` from what SLURM says of this site; yours to edit.",
+        "# Keys that were typed and are not here, such as setup and extra, are yours to add.",
         *(f"# {partition.name}: {nodes}" for nodes in kinds),
         "cluster:",
         f"  partition: {_scalar(partition.name)}",
@@ -233,7 +237,10 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
         f"  time_h: {at_most(min(cluster.time_h, partition.max_time_h))}",
         f"  # mem_gb: {memory_mb // 1024}  # all of a node",
     ]
-    if most and (plain := _partition_without_gpus(site)):
+    boxes = _of_boxes(site, replace(cluster, partition=partition.name))
+    if boxes:
+        lines.append(f"  proposals: {{{', '.join(f'{key}: {value}' for key, value in boxes.items())}}}")
+    elif most and (plain := _partition_without_gpus(site)):
         kinds_there = "; ".join(map(str, site.of(plain)))
         lines.append(f"  # proposals: {{partition: {_scalar(plain)}}}  # boxes need no GPU: {kinds_there}")
     types = sorted({kind for nodes in kinds_used for kind in nodes.gpus if kind})
@@ -242,8 +249,13 @@ def site_yaml(site: Site, cluster: ClusterConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_site_file(text: str, path: Path) -> bool:
+def write_site_file(text: str, path: Path, overrides: Sequence[str] = ()) -> bool:
     """Write the site file; False if it says the same already.
+
+    Args:
+        text: What it is to say.
+        path: The file.
+        overrides: That it was made with.
 
     Raises:
         RefusedError: If there is one that says something else.
@@ -253,14 +265,28 @@ def write_site_file(text: str, path: Path) -> bool:
     if path.exists():
         if path.read_text(encoding="utf-8") == text:
             return False
+        aside = shlex.join(["mv", str(path), f"{path}.old"])
+        again = shlex.join(["univip", "doctor", *overrides, "--write"])
         raise RefusedError(
             "the site file must not be there yet, but is, and differs as shown.",
             where=str(path),
-            fix=f"edit it, or mv {path} {path}.old && univip doctor --write",
+            fix=f"edit it, or {aside} && {again}",
         )
     path.parent.mkdir(exist_ok=True)
     write_text(path, text)
     return True
+
+
+def _of_boxes(site: Site, cluster: ClusterConfig) -> dict[str, str]:
+    """What the jobs that make boxes ask for apart from training, as YAML, in no more time than there is."""
+    own = cluster.proposals
+    texts = {name: getattr(own, name) for name in ("account", "partition", "qos", "constraint")}
+    found = {name: _scalar(text) for name, text in texts.items() if text is not None}
+    partition = site.partition_of(asked_by("shards", cluster))
+    time_h = min(own.time_h, partition.max_time_h) if partition else own.time_h
+    if time_h != ProposalJobsConfig.time_h:
+        found["time_h"] = at_most(time_h)
+    return found
 
 
 def _best_partition(site: Site) -> Partition | None:

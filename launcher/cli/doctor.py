@@ -26,7 +26,7 @@ _COLOURS = {"OK": "green", "WARN": "yellow", "MISS": "red"}
 @click.argument(
     "overrides", nargs=-1, metavar="[KEY=VALUE | GROUP=OPTION]...", shell_complete=completing.overrides
 )
-@click.option("--deep", is_flag=True, help="Submit a job of a few seconds, too, and look at its node.")
+@click.option("--deep", is_flag=True, help="Submit jobs of a few seconds, too, and look at their nodes.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"check", "level", "found", "fix"} per check.')
 @click.option("--write", is_flag=True, help="Write configs/site/local.yaml from what SLURM tells.")
 def command(overrides: tuple[str, ...], deep: bool, as_json: bool, write: bool) -> None:
@@ -42,7 +42,7 @@ def command(overrides: tuple[str, ...], deep: bool, as_json: bool, write: bool) 
 
     config = compose(overrides, needs_data=False)
     if write:
-        _write(config)
+        _write(config, overrides)
     is_missing = False
     for row in _rows(config, deep=deep):
         is_missing = is_missing or row.level == "MISS"
@@ -76,7 +76,7 @@ def _rows(config: Config, *, deep: bool) -> Iterator[Row]:
     yield doctor.prometheus(runs)
 
 
-def _write(config: Config) -> None:
+def _write(config: Config, overrides: tuple[str, ...]) -> None:
     """Write the site file, or show how it differs and refuse."""
     from launcher.site import SITE_FILE, ask_site, site_yaml, write_site_file
 
@@ -87,5 +87,5 @@ def _write(config: Config) -> None:
             before.splitlines(), text.splitlines(), "there", "as SLURM tells", lineterm=""
         )
         click.echo("\n".join(difference), err=True)
-    is_new = write_site_file(text, SITE_FILE)
+    is_new = write_site_file(text, SITE_FILE, overrides)
     click.echo(f"{'wrote' if is_new else 'nothing to change in'} {SITE_FILE}", err=True)

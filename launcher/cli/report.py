@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -23,7 +24,7 @@ def command(run: str, output: Path | None) -> None:
     from jobs.config import load
     from jobs.identity import changed_keys
     from launcher.render import say
-    from launcher.runs import find_run
+    from launcher.runs import find_run, refuse_foreign
     from launcher.summary import summarise
     from monitoring.web.history import History
     from monitoring.web.report import FILE, report
@@ -31,6 +32,9 @@ def command(run: str, output: Path | None) -> None:
     from univip.errors import ConfigError
 
     run_dir = find_run(run)
+    if output is None:
+        fix = f"univip report {shlex.quote(str(run_dir))} -o {shlex.quote(f'{run_dir.name}.html')}"
+        refuse_foreign(run_dir, "write a report into", fix=fix)
     history = History(run_dir)
     history.update()
     path = output or run_dir / FILE

@@ -23,7 +23,7 @@ from jobs.config import (
 )
 from jobs.outcomes import write_json
 from jobs.requests import Request, Stage
-from launcher import admission
+from launcher import admission, sbatch
 from launcher.admission import explain_refusal, offers, refuse_endless, slurm
 from launcher.doctor import Level, Row
 from launcher.errors import SlurmUnavailableError
@@ -294,7 +294,7 @@ def test_a_squeue_that_lacks_an_option_is_found_before_a_run_needs_it(commands: 
 def test_a_node_whose_clock_is_wrong_is_told_of(
     commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float, told: list[str]
 ) -> None:
-    def submit(config: Config, folder: Path, name: str) -> str:
+    def submit(config: Config, folder: Path, name: str, kind: str) -> str:
         now = time.time()
         write_json(folder / name, {**probe.look(), "time": now + ahead_s})
         os.utime(folder / name, (now, now))
@@ -315,7 +315,7 @@ def test_a_node_without_scontrol_is_told_of(
 ) -> None:
     """Such as the inside of a container: a job there cannot put itself back into the queue."""
 
-    def submit(config: Config, folder: Path, name: str) -> str:
+    def submit(config: Config, folder: Path, name: str, kind: str) -> str:
         write_json(folder / name, {**probe.look(), "time": time.time(), "scontrol": scontrol})
         return "9"
 
@@ -330,7 +330,7 @@ def test_a_node_without_scontrol_is_told_of(
 def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
     commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def submit(config: Config, folder: Path, name: str) -> str:
+    def submit(config: Config, folder: Path, name: str, kind: str) -> str:
         (folder / "submitit").mkdir()
         (folder / "submitit" / "9_0_log.err").write_text("first\nNo module named 'univip'\n")
         return "9"
@@ -346,6 +346,69 @@ def test_a_job_that_ends_without_an_answer_shows_what_it_printed(
     assert "job 9 has ended (FAILED), and left no answer" in row.found
     assert row.found.endswith("No module named 'univip'")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("boxes", "kinds"),
+    [
+        (ProposalJobsConfig(cpus_per_task=2), ["evaluate"]),
+        (ProposalJobsConfig(partition="gpu"), ["evaluate"]),
+        (ProposalJobsConfig(partition="cpu"), ["evaluate", "shards"]),
+        (ProposalJobsConfig(account="plain"), ["evaluate", "shards"]),
+        (ProposalJobsConfig(qos="long"), ["evaluate", "shards"]),
+        (ProposalJobsConfig(constraint="big"), ["evaluate", "shards"]),
+    ],
+    ids=str,
+)
+def test_a_node_of_the_boxes_is_looked_at_where_they_are_made_elsewhere(
+    commands: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    boxes: ProposalJobsConfig,
+    kinds: list[str],
+) -> None:
+    submitted: list[str] = []
+
+    def submit(config: Config, folder: Path, name: str, kind: str) -> str:
+        submitted.append(kind)
+        # A driver, and no GPU that torch would see: none was asked for.
+        seen = {"host": f"of {kind}", "time": time.time(), "scontrol": "", "driver": "570.1", "gpus": []}
+        write_json(folder / name, probe.look() | seen)
+        return str(len(submitted))
+
+    monkeypatch.setattr(admission, "submit_probe", submit)
+    asked = config(tmp_path)
+    asked = replace(asked, cluster=replace(asked.cluster, proposals=boxes))
+
+    rows = list(admission.deep(asked, pytest.fail))
+
+    assert submitted == kinds
+    assert {row.check for row in rows if "of evaluate" in row.found} == {"node", "node requeue"}
+    found = [row for row in rows if row.check == "node (boxes)"]
+    assert [row.level for row in found] == [Level.OK, Level.WARN] * (len(kinds) - 1)
+    assert all("of shards" in row.found for row in found)
+
+
+@pytest.mark.parametrize(("kind", "flags"), [("evaluate", ("gpu", "1")), ("shards", ("cpu", None))])
+def test_a_short_job_asks_for_a_node_of_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, flags: tuple[str, str | None]
+) -> None:
+    submitted: list[SlurmJob] = []
+
+    def submit(jobs: list[SlurmJob], code: Path, *, entry: str) -> list[str]:
+        submitted.extend(jobs)
+        return ["9"]
+
+    monkeypatch.setattr(sbatch, "submit_slurm", submit)
+    asked = config(tmp_path)
+    asked = replace(asked, cluster=replace(asked.cluster, proposals=ProposalJobsConfig(partition="cpu")))
+
+    assert sbatch.submit_probe(asked, tmp_path, "answer.json", kind) == "9"
+
+    [job] = submitted
+    assert (job.kinds, job.parameters["time"]) == (["answer.json"], 5)
+    gpus = job.parameters.get("gpus_per_node")
+    assert (job.parameters["partition"], gpus and str(gpus)) == flags
 
 
 def refuse(cluster: ClusterConfig, *kinds: str) -> None:
@@ -409,7 +472,7 @@ def test_a_node_that_was_to_have_gpus_and_has_none_is_told_what_asks_for_them_al
 ) -> None:
     """An option that every job gets would ask for GPUs for the jobs that make boxes, too."""
 
-    def submit(config: Config, folder: Path, name: str) -> str:
+    def submit(config: Config, folder: Path, name: str, kind: str) -> str:
         write_json(folder / name, {**probe.look(), "time": time.time(), "driver": "", "error": ""})
         return "9"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from jobs.attempts import attempt
 from jobs.compose import compose
 from jobs.outcomes import write_json
 from launcher import doctor, site
+from launcher.admission import offers
 from launcher.cli.main import run
 from launcher.doctor import Level
 from launcher.errors import SlurmUnavailableError
@@ -301,7 +303,8 @@ def test_the_site_file_is_written_and_another_one_is_shown_and_kept(
     assert "-  partition: other" in shown
     assert "+  partition: gpu" in shown
     assert "the site file must not be there yet" in what
-    assert str(site_file) in fix
+    assert f"mv {site_file} " in fix
+    assert fix.endswith(shlex.join(["univip", "doctor", words[2], "--write"]))
     assert site_file.read_text() == before
 
 
@@ -333,3 +336,26 @@ def test_a_site_file_that_was_written_can_be_composed(
 
     assert (cluster.partition, cluster.gpus_per_node, cluster.time_h) == ("gpu", 4, 8.0)
     assert (str(cluster.kind), cluster.account) == ("slurm", "")
+
+
+def test_a_site_file_that_was_written_asks_for_nothing_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "configs"
+    shutil.copytree(jobs.compose.CONFIGS, folder, ignore=shutil.ignore_patterns("site"))
+    (folder / "site").mkdir()
+    found = Site(
+        {"gpu": Partition("gpu", is_default=True, max_time_h=8), "short": Partition("short", max_time_h=0.7)},
+        [Nodes("gpu", 2, 64, 64000, {"": 4}), Nodes("short", 2, 64, 64000)],
+        None,
+    )
+    words = ["cluster=slurm", "cluster.proposals.partition=short"]
+    typed = compose(words, needs_data=False).cluster
+    assert [row.check for row in offers(found, typed) if row.level is Level.MISS] != []
+    (folder / "site" / "local.yaml").write_text(site.site_yaml(found, typed))
+    monkeypatch.setattr(jobs.compose, "CONFIGS", folder)
+
+    cluster = compose(["cluster=slurm"], needs_data=False).cluster
+
+    assert [row for row in offers(found, cluster) if row.level is Level.MISS] == []
+    assert (cluster.proposals.partition, cluster.proposals.time_h) == ("short", 0.7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import shutil
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def state_of(tmp_path: Path) -> list[tuple[Path, int]]:
         (["submit", "--replace"], "--fork"),
         (["cancel", "@last"], "ask its owner"),
         (["cancel", "@last", "--now"], "ask its owner"),
+        (["clean", "@last", "--whole"], "ask its owner"),
+        (["report", "@last"], " -o "),
     ],
     ids=" ".join,
 )
@@ -120,6 +123,22 @@ def test_it_is_looked_at_without_unpickling_anything(
     code = run([words[0], *(["@last"] if words[0] != "status" else []), *words[1:]])
 
     assert code in (0, 1)  # nothing can be read of these checkpoints
+    assert state_of(tmp_path) == before
+    assert not bomb.exists()
+
+
+def test_a_report_of_it_is_written_where_one_may_write(
+    bomb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = state_of(tmp_path)
+    assert run(["report", "@last"]) == REFUSED
+    advice = capsys.readouterr().err.splitlines()[-1].partition(" univip ")[2]
+
+    assert run(shlex.split(advice)) == 0
+
+    [run_dir] = (tmp_path / "runs").iterdir()
+    assert f"<h1>{run_dir.name}</h1>" in (tmp_path / f"{run_dir.name}.html").read_text()
     assert state_of(tmp_path) == before
     assert not bomb.exists()
 

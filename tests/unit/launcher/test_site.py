@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from jobs.config import ClusterConfig
+from jobs.config import ClusterConfig, ProposalJobsConfig
 from launcher.errors import RefusedError, SlurmUnavailableError
 from launcher.site import (
     Association,
@@ -140,6 +141,40 @@ def test_the_site_file_keeps_what_is_set_already() -> None:
     assert "proposals" not in site_yaml(SITE, set_already)
 
 
+@pytest.mark.parametrize(
+    ("proposals", "written"),
+    [
+        (ProposalJobsConfig(partition="cpu"), {"partition": "cpu"}),
+        (ProposalJobsConfig(partition="short"), {"partition": "short", "time_h": 1}),
+        (ProposalJobsConfig(partition="short", time_h=0.5), {"partition": "short", "time_h": 0.5}),
+        (
+            ProposalJobsConfig(account="0052", qos="", constraint="a|b"),
+            {"account": "0052", "qos": "", "constraint": "a|b"},
+        ),
+        (ProposalJobsConfig(time_h=96), {"time_h": 12.5}),
+        (ProposalJobsConfig(partition="not there"), {"partition": "not there"}),
+    ],
+    ids=str,
+)
+def test_the_site_file_keeps_what_is_set_for_the_jobs_of_boxes(
+    proposals: ProposalJobsConfig, written: dict[str, object]
+) -> None:
+    site = replace(SITE, partitions=SITE.partitions | {"short": Partition("short", max_time_h=1)})
+
+    text = site_yaml(site, ClusterConfig(proposals=proposals))
+
+    assert yaml.safe_load(text)["cluster"]["proposals"] == written
+    assert text.count("proposals:") == 1  # none for choice beside it
+
+
+def test_boxes_take_no_longer_than_the_partition_that_they_share_with_training() -> None:
+    site = Site({"short": Partition("short", max_time_h=1)}, [Nodes("short", 1, 64, 1000, {"a100": 8})], None)
+
+    cluster = yaml.safe_load(site_yaml(site, ClusterConfig()))["cluster"]
+
+    assert (cluster["time_h"], cluster["proposals"]) == (1, {"time_h": 1})
+
+
 @pytest.mark.parametrize("name", ["0052", "on", "1e5", "123", "~", "a: b #c", 'a"b', "null", "no", "1_0"])
 def test_a_name_that_yaml_takes_for_something_else_is_read_back_as_it_is(name: str) -> None:
     site = Site(
@@ -176,6 +211,19 @@ def test_a_site_file_is_written_once_and_never_over_another(tmp_path: Path) -> N
     with pytest.raises(RefusedError, match="must not be there yet"):
         write_site_file("a: 2\n", path)
     assert path.read_text() == "a: 1\n"
+
+
+def test_the_way_to_another_site_file_repeats_what_was_typed(tmp_path: Path) -> None:
+    path = tmp_path / "a folder" / "local.yaml"
+    write_site_file("a: 1\n", path)
+
+    with pytest.raises(RefusedError) as refused:
+        write_site_file("a: 2\n", path, ["cluster=slurm", "cluster.setup=[module load cuda]"])
+
+    assert shlex.split(refused.value.fix.partition("edit it, or ")[2]) == [
+        *("mv", str(path), f"{path}.old", "&&"),
+        *("univip", "doctor", "cluster=slurm", "cluster.setup=[module load cuda]", "--write"),
+    ]
 
 
 def test_several_types_of_gpus_are_offered_for_choice() -> None:
