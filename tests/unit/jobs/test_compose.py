@@ -329,7 +329,7 @@ def _refused(path: Path, text: str, *overrides: str) -> ConfigError:
         ("partitoin: short", "`cluster.partitoin` must be a known key", '{partition: "short"}'),
         ("proposals: {typo_h: 3}", "`cluster.proposals.typo_h` must be a known", "{proposals: {time_h: 3}}"),
         ("proposal: {qos: a}", "`cluster.proposal` must be a known key", '{proposals: {"qos": "a"}}'),
-        ("nodes.min: 2", "must be written section by section in a file", "{nodes: {min: 2}}"),
+        ("nodes.min: 1", "must be written section by section in a file", "{nodes: {min: 1}}"),
         ("time_h: 1h", "`cluster.time_h` must be a number, but is `1h`.", "{time_h: 24.0}"),
         ("time_h: 1:30", "but is `1:30`.", "{time_h: 1.5}  # YAML reads 1:30 as 90"),
         ("kind: slrm", "must be one of local, slurm, but is `slrm`", '{kind: "slurm"}'),
