@@ -69,10 +69,12 @@ def check_file(path: Path) -> None:
     found: Any = OmegaConf.to_container(loaded)
     found.pop("defaults", None)  # Hydra's
     written = yaml.load(text, yaml.BaseLoader) if found else {}  # which makes nothing but text
-    _check_section(found, written, schema, "" if section == "_global_" else f"{section}.", path)
+    _check_section(
+        found, written, schema, "" if section == "_global_" else f"{section}.", path, thawed_schema()
+    )
 
 
-def _check_section(found: Any, written: Any, schema: type, prefix: str, path: Path) -> None:
+def _check_section(found: Any, written: Any, schema: type, prefix: str, path: Path, typed: Any) -> None:
     """Refuse the first mistake of a section.
 
     Args:
@@ -81,6 +83,7 @@ def _check_section(found: Any, written: Any, schema: type, prefix: str, path: Pa
         schema: Its dataclass.
         prefix: Its key, with a dot; empty = everything.
         path: The file.
+        typed: The whole configuration, which the values are set in: it refuses what has the wrong type.
     """
     hints = get_type_hints(schema)
     for name, value in found.items():
@@ -111,12 +114,12 @@ def _check_section(found: Any, written: Any, schema: type, prefix: str, path: Pa
                     path,
                     f"leave {name} out" if value is None else _as_yaml(f"{key}.{first}", default),
                 )
-            _check_section(value, text, hint, f"{key}.", path)
+            _check_section(value, text, hint, f"{key}.", path, typed)
         elif get_origin(hint) is dict and isinstance(value, dict):
             for option, each in value.items():
                 _check_option(f"{key}.{option}", each, _written(text, option, each), hint, path)
         else:
-            _check_value(key, value, text, hint, path)
+            _check_value(key, value, text, hint, path, typed)
 
 
 def _written(mapping: Any, name: Any, value: Any) -> Any:
@@ -137,15 +140,14 @@ def _check_option(key: str, value: Any, text: Any, hint: Any, path: Path) -> Non
     _refuse_sixties(key, value, text, str, path)
 
 
-def _check_value(key: str, value: Any, text: Any, hint: Any, path: Path) -> None:
+def _check_value(key: str, value: Any, text: Any, hint: Any, path: Path, typed: Any) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     _refuse_sixties(key, value, text, hint, path)
-    schema = thawed_schema()
-    right = OmegaConf.select(schema, key)
+    right = OmegaConf.select(typed, key)
     try:
-        OmegaConf.update(schema, key, value, merge=False)
+        OmegaConf.update(typed, key, value, merge=False)
     except OmegaConfBaseException as error:
         if isinstance(hint, EnumType):
             right = nearest(str(text), map(str, hint.__members__))[0]
