@@ -41,6 +41,19 @@ def check(config: Config, given: Collection[str] = ()) -> None:
                 fix=_folder_of_split(config.data) if key == "data.split" else f"leave {key} out",
             )
 
+    for section, extra in (
+        ("cluster.extra", config.cluster.extra),
+        ("cluster.proposals.extra", config.cluster.proposals.extra),
+    ):
+        for name, value in extra.items():
+            key = f"{section}.{name}"
+            if value in ("True", "False"):  # what is left of true and false
+                raise ConfigError(
+                    f"`{key}` must be text, empty for a flag, but is `{value.lower()}`.",
+                    where="the command line" if key in given else "a file of configs/, or the command line",
+                    fix=f"\"++{key}=''\"" if value == "True" else f"leave {key} out",
+                )
+
 
 def suggestion(key: str, config: Config | None = None) -> str:
     """An override that is right: with the schema's default, or with what another value asks for."""

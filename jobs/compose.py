@@ -6,33 +6,24 @@ which key or option was meant. Hydra is loaded when a request is composed, and b
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from enum import EnumType
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_origin
 
 import configs
 from jobs.checks import check, suggestion
 from jobs.config import Config, thawed_schema
+from jobs.config_files import check_file, unreadable
+from jobs.keys import ALL_KEYS, NEAR, kind, known_keys, nearest
 from univip.errors import ConfigError
+from univip.errors import override as typed
 
 CONFIGS = Path(configs.__file__).parent
 _PRIMARY = "univip"
-_NEAR = 0.6  # likeness of a name that may have been meant
-_ALL_KEYS = "univip submit ... --dry-run  # prints every key with its value"
-_TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    str | None: "text, or null",
-    list[int]: "a list of whole numbers, such as [64,96]",
-    list[str]: "a list of texts",
-}
 
 
 def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
@@ -50,11 +41,14 @@ def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     overrides = [_with_home_as_text(each) for each in overrides]
     keys = dict(_parse(overrides))
     ConfigStore.instance().store("schema", thawed_schema())
     try:
+        for path in _own_files(keys):
+            check_file(path)
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose(_PRIMARY, overrides=overrides)
         if not needs_data and OmegaConf.is_missing(composed.data, "root"):
@@ -69,6 +63,8 @@ def compose(overrides: Sequence[str], *, needs_data: bool = True) -> Config:
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, keys) from error
+    except YAMLError as error:
+        raise unreadable(error) from error
     assert isinstance(config, Config)
     if (
         not config.data.root and needs_data
@@ -92,37 +88,6 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def known_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key that takes a value, with its type."""
-    hints = get_type_hints(schema)
-    for each in fields(schema):
-        hint = hints[each.name]
-        if is_dataclass(hint):
-            assert isinstance(hint, type)
-            yield from known_keys(hint, f"{prefix}{each.name}.")
-        else:
-            yield prefix + each.name, hint
-
-
-def nearest(wrong: str, valid: Iterable[str], *, at_least: float = 0.0) -> list[str]:
-    """The three valid names most like `wrong`, as a whole or in their last part.
-
-    Args:
-        wrong: What was typed.
-        valid: What could have been.
-        at_least: Likeness, from 0 to 1, below which a name is left out.
-    """
-
-    def likeness(name: str) -> float:
-        typed = wrong.rpartition(".")[2]
-        whole = difflib.SequenceMatcher(None, name, wrong).ratio()
-        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], typed).ratio()
-        word = typed in re.split("[._]", name)
-        return max(whole, last - 0.1, 0.8 * word)
-
-    return [name for name in sorted(valid, key=likeness, reverse=True) if likeness(name) >= at_least][:3]
-
-
 def _with_home_as_text(override: str) -> str:
     """`key=~/path` with the path in quotes: a shell leaves the `~` there to us, and Hydra cannot read it."""
     key, _, value = override.partition("=")
@@ -138,7 +103,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     from hydra.errors import HydraException
 
     schema = dict(known_keys())
-    sections = {key.partition(".")[0] for key in schema if "." in key}
+    sections = {key[: dot.start()] for key in schema for dot in re.finditer(r"\.", key)}
     options = groups()
     for override in overrides:
         try:
@@ -169,16 +134,23 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
                 raise ConfigError(
                     f"`{key}` must be set key by key, but is given `{value}` as a whole.",
                     where="the command line",
-                    fix=f"{next(name for name in schema if name.startswith(key + '.'))}=...",
+                    fix=_key_by_key(key, parsed.value(), schema),
                 )
-            near = nearest(key, schema if "." in key else [*options, *schema], at_least=_NEAR)
+            near = nearest(key, schema if "." in key else [*options, *schema], at_least=NEAR)
             named = f"; the nearest are {', '.join(near)}" if near else ", and none is near it"
             raise ConfigError(
                 f"`{key}` must be a known key, but is not{named}.",
                 where="the command line",
-                fix=f"{near[0]}={override.partition('=')[2] or '...'}" if near else _ALL_KEYS,
+                fix=f"{near[0]}={override.partition('=')[2] or '...'}" if near else ALL_KEYS,
             )
         yield key, value
+
+
+def _key_by_key(section: str, value: Any, schema: Iterable[str]) -> str:
+    """What to type for a section that was given as a whole."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    words = [typed(f"{section}.{name}", each) for name, each in pairs if f"{section}.{name}" in schema]
+    return " ".join(words) or f"{next(key for key in schema if key.startswith(section + '.'))}=..."
 
 
 def _several(key: str, parsed: Any, hint: Any) -> str:
@@ -205,26 +177,46 @@ def _is_below_a_dict(key: str, schema: dict[str, Any]) -> bool:
 
 def _explain(error: Exception, given: dict[str, str]) -> ConfigError:
     """What Hydra or OmegaConf refused, in the terms of the schema."""
+    from omegaconf.errors import InterpolationResolutionError, ValidationError
+
     cause = error.__cause__ or error
-    key = str(getattr(cause, "full_key", None) or "").partition("[")[0]  # of a list, not of its element
-    where = "the command line" if key in given else str(CONFIGS)
-    hint = dict(known_keys()).get(key)
-    if hint is None:
-        first = str(error).splitlines()[0]
-        added = re.search(r"\+\S+", str(error))  # Hydra's advice for a key below `cluster.extra`
+    full_key = str(getattr(cause, "full_key", None) or "")
+    key = full_key.partition("[")[0]  # of a list, not of its element
+    is_typed = "override" in str(error) or any(f"'{each}'" in str(error) for each in given)
+    where = "the command line" if key in given or is_typed else str(CONFIGS)
+    schema = dict(known_keys())
+    if isinstance(cause, ValidationError) and _is_below_a_dict(key, schema):
+        is_there = f"override {key}=" in str(error)  # else it is added
         return ConfigError(
-            f"the configuration must compose, but does not: {first}",
+            f"`{key}` must be text, empty for a flag, but is `null`.",
             where=where,
-            fix=shlex.quote(added.group()) if added else "univip submit --help",
+            fix=shlex.quote(f"~{key}") if is_there else f"leave {key} out",
+        )
+    hint = schema.get(key)
+    if hint is None or isinstance(cause, InterpolationResolutionError):
+        # Hydra's advice for a key below `cluster.extra`.
+        added = re.search(r"use (\+.*)$|: '(\+\+.*)'$", str(error), re.MULTILINE)
+        told = (error,) if added else (error, cause)
+        first = dict.fromkeys(str(each).splitlines()[0] for each in told)
+        gone = re.match("Could not delete .*'(.*)' does not exist", str(error))
+        fix = f"leave ~{gone[1]} out" if gone else "univip submit --help"
+        return ConfigError(
+            f"the configuration must compose, but does not: {' '.join(first)}"
+            + (f" (`{key}`)" if hint else ""),
+            where=where,
+            fix=shlex.quote(added[1] or added[2]) if added else fix,
         )
     quoted = re.search(r"[Vv]alue '(.*?)'", str(cause))
     value = given.get(key) or (quoted.group(1) if quoted else "?")
-    if isinstance(hint, EnumType):
-        names = [str(name) for name in hint.__members__]
-        what, fix = f"one of {', '.join(names)}", f"{key}={nearest(value, names)[0]}"
-    else:
-        what, fix = _TYPE_NAMES.get(hint, str(hint)), suggestion(key)
-    return ConfigError(f"`{key}` must be {what}, but is `{value}`.", where=where, fix=fix)
+    fix = f"{key}={nearest(value, hint)[0]}" if isinstance(hint, EnumType) else suggestion(key)
+    return ConfigError(f"`{key}` must be {kind(hint)}, but is `{value}`.", where=where, fix=fix)
+
+
+def _own_files(given: dict[str, str]) -> list[Path]:
+    """The files of this request that its user may have written: the site's, and the options typed."""
+    chosen = {"site": "local", **{name: given[name] for name in groups() if name in given}}
+    paths = [CONFIGS / group / f"{option}.yaml" for group, option in chosen.items()]
+    return [path for path in paths if path.is_file()]
 
 
 def _absolute(config: Config) -> Config:

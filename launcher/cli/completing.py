@@ -19,7 +19,8 @@ def runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
 
 def overrides(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """`key=`, and behind the `=` of a group its options."""
-    from jobs.compose import groups, known_keys
+    from jobs.compose import groups
+    from jobs.keys import known_keys
 
     words = [f"{key}=" for key, _ in known_keys()]
     words += [f"{group}={option}" for group, options in groups().items() for option in options]

@@ -1,15 +1,18 @@
 import shlex
+import shutil
 import subprocess
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs.checks import check
-from jobs.compose import compose, groups, known_keys, nearest
+from jobs.compose import CONFIGS, compose, groups
 from jobs.config import ClusterKind, Config, PathsConfig, RunHeader, RunKind, load, store
 from jobs.identity import changed_keys
+from jobs.keys import known_keys, nearest
 from univip.config import Backbone, DataConfig, DataFormat, MethodName, OptimizerName, Precision, SearchMode
 from univip.errors import ConfigError
 
@@ -299,3 +302,163 @@ def test_every_leaf_of_the_schema_is_a_known_key() -> None:
         return found
 
     assert sorted(key for key, _ in known_keys()) == sorted(leaves(Config(), ""))
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the files, to write others into."""
+    copy = tmp_path / "configs"
+    shutil.copytree(CONFIGS, copy, ignore=shutil.ignore_patterns("site", "__pycache__"))
+    (copy / "site").mkdir()
+    monkeypatch.setattr("jobs.compose.CONFIGS", copy)
+    return copy
+
+
+def _refused(path: Path, text: str, *overrides: str) -> ConfigError:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        compose([ROOT, *overrides])
+    assert len(str(caught.value).splitlines()) == 3
+    assert caught.value.where.startswith(str(path))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("cluster", "what", "fix"),
+    [
+        ("partitoin: short", "`cluster.partitoin` must be a known key", '{partition: "short"}'),
+        ("proposals: {typo_h: 3}", "`cluster.proposals.typo_h` must be a known", "{proposals: {time_h: 3}}"),
+        ("proposal: {qos: a}", "`cluster.proposal` must be a known key", '{proposals: {"qos": "a"}}'),
+        ("nodes.min: 1", "must be written section by section in a file", "{nodes: {min: 1}}"),
+        ("time_h: 1h", "`cluster.time_h` must be a number, but is `1h`.", "{time_h: 24.0}"),
+        ("time_h: 1:30", "but is `1:30`.", "{time_h: 1.5}  # YAML reads 1:30 as 90"),
+        ("kind: slrm", "must be one of local, slurm, but is `slrm`", '{kind: "slurm"}'),
+        ("nodes: 2", "`cluster.nodes` must be set key by key, but is `2`.", "{nodes: {min: 1}}"),
+        ("setup: a b", "`cluster.setup` must be a list of texts, but is `a b`.", '{setup: ["a b"]}'),
+        ("setup:", "`cluster.setup` must be a list of texts, but is empty.", "{setup: []}"),
+        ("extra: --exclusive", "must be options with their values", "{extra: {}}"),
+        ("extra: {exclusive: yes}", "empty for a flag, but is `yes`.", '{extra: {exclusive: ""}}'),
+        ("extra: {nice: [7]}", "`cluster.extra.nice` must be text", '{extra: {nice: "..."}}'),
+        ("extra: {begin: 9:30}", "must be in quotes, but is `9:30`.", '{extra: {begin: "9:30"}}  # YAML'),
+        (
+            "proposals: {extra: {exclusive: false}}",
+            "`cluster.proposals.extra.exclusive` must be text, empty for a flag, but is `false`.",
+            "{proposals: {extra: {exclusive: null}}}",
+        ),
+    ],
+)
+def test_a_mistake_in_the_site_file_is_named_with_what_to_write(
+    own: Path, cluster: str, what: str, fix: str
+) -> None:
+    path = own / "site" / "local.yaml"
+
+    refused = _refused(path, f"# @package _global_\ncluster:\n  {cluster}\n")
+
+    assert what in refused.what
+    assert refused.fix.startswith(f"cluster: {fix}")
+    if "..." not in refused.fix:
+        assert isinstance(yaml.safe_load(refused.fix)["cluster"], dict)
+        path.write_text(f"# @package _global_\n{refused.fix}\n", encoding="utf-8")
+        compose([ROOT])
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        ("cluster: {partition: a}", "must begin with `# @package _global_`", "as its first line"),
+        ("# ours\n# @package _global_\ncluster: {}", "must begin with", "as its first line"),
+        ("", "must begin with", "as its first line"),
+        (
+            "# @package _global_\ncluster:\n  proposals:\n",
+            "`cluster.proposals` must be",
+            "leave proposals out",
+        ),
+        ("# @package _global_\ncluster: {extra: {a: null}}", "`null`", "leave cluster.extra.a out"),
+        ("# @package _global_\nnothing_like_it: 1", "none is near it", "--dry-run"),
+        ("# @package _global_\n- a", "must be keys with values, but is a list", "--dry-run"),
+        ("# @package _global_\ncluster:\n\tnodes: 1", "must be YAML", "indent with spaces"),
+        ("# @package _global_\ncluster: {kind: local", "must be YAML", "close every bracket"),
+        ("# @package _global_\ntrain: {}\ntrain: {}", "found duplicate key train", "name every key once"),
+    ],
+)
+def test_a_site_file_that_cannot_be_read_as_one_is_refused_by_its_name(
+    own: Path, text: str, what: str, fix: str
+) -> None:
+    refused = _refused(own / "site" / "local.yaml", text)
+
+    assert what in refused.what
+    assert fix in refused.fix
+
+
+def test_a_site_file_in_another_encoding_is_refused(own: Path) -> None:
+    (own / "site" / "local.yaml").write_bytes(b"# @package _global_\n# M\xfcller\n")
+
+    with pytest.raises(ConfigError, match=r"`local\.yaml` must be text in UTF-8"):
+        compose([ROOT])
+
+
+def test_an_own_experiment_is_looked_at_where_it_is_asked_for(own: Path) -> None:
+    path = own / "experiment" / "mine.yaml"
+
+    refused = _refused(path, "# @package _global_\ntrain: {epoch: 3}\n", "experiment=mine")
+
+    assert refused.fix == "train: {epochs: 3}"
+    assert compose([ROOT]).experiment == ""
+    data = _refused(own / "data" / "mine.yaml", "splt: a\n", "data=mine")
+    assert data.what.startswith("`data.splt` must be a known key")
+
+
+def test_a_site_file_may_use_what_yaml_and_hydra_offer(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "gpu")
+    (own / "site" / "local.yaml").write_text(
+        "# @package _global_\ndefaults: [_self_]\n"
+        "cluster: {partition: '${oc.env:PLACE}', extra: &all {nice: 7, begin: '9:30', exclusive: ''},\n"
+        "  proposals: {extra: {<<: *all, exclusive: null}}, setup: ['a: b']}\n",
+        encoding="utf-8",
+    )
+
+    cluster = compose([ROOT]).cluster
+
+    assert (cluster.partition, cluster.setup) == ("gpu", ["a: b"])
+    assert cluster.extra == {"nice": "7", "begin": "9:30", "exclusive": ""}
+    assert cluster.proposals.extra == {"nice": "7", "begin": "9:30", "exclusive": None}
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("cluster.extra.exclusive=null", "'~cluster.extra.exclusive'"),
+        ("+cluster.extra.mail-type=null", "leave cluster.extra.mail-type out"),
+        ("~cluster.extra.nice", "leave ~cluster.extra.nice out"),
+        ("cluster.extra.exclusive=true", "\"++cluster.extra.exclusive=''\""),
+        ("+cluster.extra.nice=false", "leave cluster.extra.nice out"),
+        ("+cluster.extra.exclusive=user", "++cluster.extra.exclusive=user"),
+        ("cluster.extra.nice=7", "+cluster.extra.nice=7"),
+        ("cluster.proposals={partition:short}", "cluster.proposals.partition=short"),
+        ("cluster.nodes={min:1,max:1}", "cluster.nodes.min=1 cluster.nodes.max=1"),
+        ("cluster.proposals=short", "cluster.proposals.account=..."),
+        ("cluster.nodes=2", "cluster.nodes.min=..."),
+    ],
+)
+def test_what_is_typed_over_the_site_file_is_refused_with_what_works(
+    own: Path, override: str, fix: str
+) -> None:
+    (own / "site" / "local.yaml").write_text(
+        "# @package _global_\ncluster: {extra: {exclusive: ''}}\n", encoding="utf-8"
+    )
+
+    with pytest.raises(ConfigError) as caught:
+        compose([ROOT, override])
+
+    assert (caught.value.fix, caught.value.where) == (fix, "the command line")
+    if "leave" not in fix and "..." not in fix:
+        compose([ROOT, *shlex.split(fix)])
+
+
+def test_a_variable_that_is_not_set_is_named(own: Path) -> None:
+    (own / "site" / "local.yaml").write_text(
+        "# @package _global_\ncluster: {partition: '${oc.env:NOT_SET_HERE}'}\n", encoding="utf-8"
+    )
+
+    with pytest.raises(ConfigError, match=r"NOT_SET_HERE.*`cluster\.partition`"):
+        compose([ROOT])
