@@ -160,12 +160,10 @@ def plan_again(run_dir: Path) -> Plan:
         )
     boxes = None
     if header.proposals and not _has_foreign_boxes(run_dir.parent / header.proposals):
-        is_there = (run_dir.parent / header.proposals / FILE_NAME).exists()
-        boxes = (
-            load_header(run_dir.parent / header.proposals)
-            if is_there
-            else _boxes_header(config, found, header.proposals)  # removed since, to be made again
-        )
+        boxes_dir = run_dir.parent / header.proposals
+        # Removed since, they are made again.
+        is_there = (boxes_dir / FILE_NAME).exists()
+        boxes = load_header(boxes_dir) if is_there else _boxes_header(config, found, boxes_dir.name)
     command = request.command if request else str(header.kind)
     return _plan(command, config, header, boxes, found)
 
