@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.config import ClusterConfig, Config
-from jobs.demand import asked_by, key_of
+from jobs.demand import WITH_GPUS, asked_by, key_of
 from jobs.outcomes import read_json
 from launcher.doctor import Level, Row, miss, ok, torch_and_gpus, warn
 from launcher.errors import SlurmUnavailableError
@@ -33,6 +33,7 @@ _DEEP_TIMEOUT_S = 600.0  # in the queue and on the node
 _POLL_S = 1.0
 _ANSWER = "probe.json"
 _CHOOSES_NODE = ("account", "partition", "qos", "constraint")
+_OF_BOXES = " (boxes)"  # of a check, where the jobs that make boxes ask for something else
 _ASK_EVERY_S = 5.0
 _LATE_S = 60.0  # an answer may be, in the cache of a network file system
 _SKEW_S = 2.0
@@ -70,10 +71,11 @@ def offers(site: Site, cluster: ClusterConfig, stages: Sequence[str] = ("train",
     """
     told: set[tuple[str, str]] = set()
     for stage in stages:
+        of = "" if stage in WITH_GPUS else _OF_BOXES
         for row in _offers(site, stage, _in_force(asked_by(stage, cluster))):
             if (row.check, row.found) not in told:
                 told.add((row.check, row.found))
-                yield row
+                yield replace(row, check=f"{row.check}{of}")
 
 
 def refuse_endless(jobs: Sequence[SlurmJob], cluster: ClusterConfig) -> None:
@@ -308,7 +310,7 @@ def deep(config: Config, say: Callable[[str], None]) -> Iterator[Row]:
     training, boxes = (_in_force(asked_by(stage, config.cluster)) for stage in ("evaluate", "shards"))
     if any(getattr(training, name) != getattr(boxes, name) for name in _CHOOSES_NODE):
         for row in _look_at_node(config, "shards", say):
-            yield replace(row, check="node (boxes)")
+            yield replace(row, check=f"node{_OF_BOXES}")
 
 
 def _look_at_node(config: Config, kind: str, say: Callable[[str], None]) -> Iterator[Row]:

@@ -61,6 +61,8 @@ def test_a_sound_cluster_is_sound_and_a_node_sees_the_runs(cluster: Cluster, tmp
         ("cluster.gres=tpu:1", "job train"),
         ("cluster.gpu_type=h100", "nodes"),
         ("cluster.time_h=72", "time limit"),
+        ("cluster.proposals.partition=shrot", "partition (boxes)"),
+        ("cluster.proposals.partition=short", "time limit (boxes)"),
     ],
 )
 def test_what_a_request_lacks_is_missing(cluster: Cluster, tmp_path: Path, word: str, check: str) -> None:
@@ -78,7 +80,8 @@ def test_what_this_slurm_prints_is_read(cluster: Cluster) -> None:
 
     assert partitions["main"].is_default
     assert partitions["main"].max_time_h == 48
-    assert sum(each.count for each in nodes) == 4
+    assert sum(each.count for each in nodes if each.partition == "main") == 4
+    assert sum(each.count for each in nodes if each.partition == "short") == 2
     assert all(each.num_gpus == 8 for each in nodes)
     assert {"normal", "low", "high"} <= {name for each in mine for name in each.qos}
 

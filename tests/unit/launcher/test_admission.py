@@ -61,7 +61,10 @@ def test_what_the_site_has_is_all_right() -> None:
 
     assert [(row.level, row.check) for row in rows] == [
         (Level.OK, check)
-        for check in ("partition", "account", "qos", "nodes", "time limit", "nodes", "time limit")
+        for check in (
+            *("partition", "account", "qos", "nodes", "time limit"),
+            *("nodes (boxes)", "time limit (boxes)"),
+        )
     ]
     assert [row.found.partition(";")[0] for row in rows[3:]] == [
         "3 fit a training",
@@ -87,7 +90,7 @@ def test_what_the_site_has_is_all_right() -> None:
         (ClusterConfig(time_h=72), "time limit", "cluster.time_h is 72 h, but gpu gives 48", "time_h=48"),
         (
             ClusterConfig(proposals=ProposalJobsConfig(time_h=50)),
-            "time limit",
+            "time limit (boxes)",
             "cluster.proposals.time_h is 50 h",
             "proposals.time_h=48",
         ),
