@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jobs.config import Config
     from launcher.doctor import Row
 
+_CHECK_CELLS = 20
 _COLOURS = {"OK": "green", "WARN": "yellow", "MISS": "red"}
 
 
@@ -49,9 +50,11 @@ def command(overrides: tuple[str, ...], deep: bool, as_json: bool, write: bool) 
         if as_json:
             click.echo(json.dumps(asdict(row)))
             continue
-        click.echo(f"{click.style(f'{row.level:<5}', _COLOURS[row.level])}{row.check:<13}{row.found}")
+        click.echo(
+            f"{click.style(f'{row.level:<5}', _COLOURS[row.level])}{row.check:<{_CHECK_CELLS}}{row.found}"
+        )
         if row.fix:
-            click.echo(f"{'':<18}fix: {row.fix}")
+            click.echo(f"{'':<{5 + _CHECK_CELLS}}fix: {row.fix}")
     if is_missing:
         raise click.exceptions.Exit(FAILED)
 
