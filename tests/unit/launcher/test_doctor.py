@@ -257,7 +257,7 @@ def test_warnings_alone_are_a_success(overrides: list[str], capsys: pytest.Captu
     out = capsys.readouterr().out
     assert out.startswith("OK   Python       ")
     assert "WARN boxes" in out
-    assert "                  fix: univip submit proposals ..." in out.splitlines()
+    assert f"{'':25}fix: univip submit proposals ..." in out.splitlines()
 
 
 @pytest.mark.usefixtures("quick")
