@@ -140,8 +140,13 @@ def _attempt(kind: str, run_dir: Path) -> Outcome:
             outcome = unless_in_vain(_attempted(kind, run_dir, mine), run_dir, mine, before)
             mine.exit_code, mine.cause = int(outcome.exit_code), str(outcome.cause)
             mine.message = outcome.message
-        if kind in ("train", "evaluate") and outcome.exit_code != ExitCode.REQUEUE:  # no time is left then
-            _write_report(Path(run_dir))
+        if kind in ("train", "evaluate"):
+            # What SLURM sends from now on is no news, and must not kill this process: its parent would start
+            # the work again.
+            for number in (signal.SIGTERM, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)
+            if outcome.exit_code != ExitCode.REQUEUE:  # which leaves no time for it
+                _write_report(Path(run_dir))
     except RunBusyError as error:
         outcome = Outcome(ExitCode.BUSY, Cause.BUSY, str(error))
     except OSError as error:
@@ -194,8 +199,6 @@ def _attempted(kind: str, run_dir: Path, mine: Attempt) -> Outcome:
 
 def _write_report(run_dir: Path) -> None:
     """Write `results/report.html`; nothing that goes wrong here changes the outcome."""
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     try:
         from monitoring.web.history import History
         from monitoring.web.report import FILE, report
