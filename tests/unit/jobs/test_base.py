@@ -199,6 +199,25 @@ def test_a_signal_makes_a_stage_ask_for_another_start(run_dir: Path, monkeypatch
     assert [record["state"] for record in read(run_dir) if record["kind"] == "run"][-1] == "stopped"
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(("exit_code", "reports"), [(75, 0), (0, 1), (77, 1)])
+def test_what_slurm_sends_after_an_attempt_has_ended_kills_nothing(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exit_code: int, reports: int
+) -> None:
+    """The process that watches would start the work again; before a requeue no time is left to report."""
+    written: list[Path] = []
+    monkeypatch.setattr(base, "_attempted", lambda *_: Outcome(exit_code, Cause.PREEMPTION))
+    monkeypatch.setattr(base, "_write_report", written.append)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+
+    assert base._attempt(kind, run_dir).exit_code == exit_code
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        os.kill(os.getpid(), number)
+    assert written == reports * [run_dir]
+
+
 def test_a_stage_stops_once_its_parent_is_gone(run_dir: Path) -> None:
     """The stage's parent is a shell that is killed while the stage searches."""
     source = (
